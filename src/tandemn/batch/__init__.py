@@ -1,0 +1,1 @@
+"""Jobs: validate and split the input, lease the chunks, assemble the output."""

@@ -1,0 +1,1 @@
+"""PROCESS: the control plane."""

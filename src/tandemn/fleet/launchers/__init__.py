@@ -1,0 +1,1 @@
+"""Launchers: who starts and ends replicas."""

@@ -1,0 +1,1 @@
+"""Placement: which GPUs, where, how many."""

@@ -1,0 +1,1 @@
+"""PROCESS: the router, in front of one deployment."""

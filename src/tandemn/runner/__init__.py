@@ -1,0 +1,1 @@
+"""PROCESS: the runner, on a replica."""

@@ -1,0 +1,64 @@
+"""What the environment says: the only module that reads it. Prefix `TANDEMN_`, and `KOI_SERVICE_URL`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+#: First port that the embedded control plane tries; another free one is taken where it is in use.
+EMBEDDED_PORT = 26336
+
+
+class Settings(BaseSettings):
+    """Every setting of every process; each is documented in docs/settings.md."""
+
+    model_config = SettingsConfigDict(env_prefix="TANDEMN_", extra="ignore", frozen=True)
+
+    home: Path = Field(default_factory=lambda: Path.home() / ".tandemn")
+    """State folder. Two of them on one machine do not meet."""
+    server_url: str | None = None
+    """Where the command line finds the control plane; unset: the embedded one."""
+    api_key: SecretStr | None = None
+    """Key that the command line sends."""
+    public_url: str | None = None
+    """Where replicas in a cloud reach the control plane."""
+    database_url: str | None = None
+    """SQLAlchemy URL of the state; unset: SQLite in the state folder."""
+    redis_url: SecretStr | None = None
+    """The chunk queue; unset: an embedded redis-server."""
+    objects_url: str | None = None
+    """Object store: `s3://bucket/prefix`, `gs://…`, `az://…`, or a folder; unset: one in the state folder."""
+    local_slots: int = Field(default=16, ge=1)
+    """How many replicas `--cloud local` may run at a time."""
+    lease_s: float = Field(default=12.0, gt=0)
+    """How long a chunk stays with a replica that has fallen silent."""
+    heartbeat_s: float = Field(default=5.0, gt=0)
+    """How often a replica reports."""
+    flush_s: float = Field(default=3.0, gt=0)
+    """How often a replica stores finished answers of an unfinished chunk."""
+    silence_s: float = Field(default=300.0, gt=0)
+    """A runner that has not heard from its control plane for this long ends itself."""
+    vllm_command: str | None = None
+    """The `vllm` executable, where it is not the one on PATH (it lives in an environment of its own)."""
+    engine_start_s: float = Field(default=600.0, gt=0)
+    """How long an engine may take to load its model."""
+    metadata_url: str = "http://169.254.169.254"
+    """The instance metadata service that announces preemptions on AWS."""
+
+    @property
+    def home_path(self) -> Path:
+        """`home`, absolute, without `~`."""
+        return self.home.expanduser().absolute()
+
+
+def load() -> Settings:
+    """Read the environment now."""
+    return Settings()
+
+
+def python_executable() -> str:
+    """The interpreter that child processes run on: this one."""
+    return sys.executable
