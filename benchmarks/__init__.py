@@ -1,0 +1,1 @@
+"""Benchmarks: speed is asserted here, as ratios within one run."""

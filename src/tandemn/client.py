@@ -1,0 +1,1 @@
+"""Typed HTTP client of the control plane, used by the command line and the runner."""
