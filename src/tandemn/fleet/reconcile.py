@@ -158,7 +158,7 @@ Action = Start | Order | Terminate | End | Request | GiveUp | MoveSwap
 
 def decide(fleet: Fleet, now: float) -> list[Action]:
     """Return what to do, most urgent first. Safe to apply in part, and to repeat."""
-    swap_actions = list(_swap(fleet, now))
+    swap_actions = list(_swap(fleet))
     if swap_actions:
         return swap_actions
     actions: list[Action] = []
@@ -265,7 +265,8 @@ def _groups(fleet: Fleet, now: float) -> Iterator[Action]:
             continue
         failures = failures_in_a_row(members)
         last = failures[-1] if failures else None
-        if last is not None and (last.code in FATAL_CODES or len(failures) >= FAILURES_LIMIT):
+        hopeless = last is not None and (last.code in FATAL_CODES or len(failures) >= FAILURES_LIMIT)
+        if last is not None and hopeless and not any(each.requests_done for each in members):
             # The other groups may still do the work; the job is given up with its last hope.
             if live == 0 and not _others_alive(fleet, group):
                 yield GiveUp(code=last.code or "replica_failed", reason=_why_given_up(last, len(failures)))
@@ -280,10 +281,11 @@ def _groups(fleet: Fleet, now: float) -> Iterator[Action]:
 def failures_in_a_row(members: list[Replica]) -> list[Replica]:
     """The group's latest ended replicas that failed or vanished before giving one answer, oldest first.
 
-    A replica that answered something, living or ended, breaks the row: progress is being made.
+    One that ended after giving answers breaks the row.
     """
     row: list[Replica] = []
-    for replica in sorted(members, key=lambda each: each.ended_at or float("inf"), reverse=True):
+    ended = [replica for replica in members if replica.state.has_ended]
+    for replica in sorted(ended, key=lambda each: each.ended_at or 0.0, reverse=True):
         if replica.requests_done > 0:
             break
         if replica.state in {ReplicaState.FAILED, ReplicaState.PREEMPTED}:
@@ -300,7 +302,7 @@ def _why_given_up(last: Replica, count: int) -> str:
     return f"{times} before giving an answer; the last one: {last.reason}"
 
 
-def _swap(fleet: Fleet, now: float) -> Iterator[Action]:
+def _swap(fleet: Fleet) -> Iterator[Action]:
     swap = fleet.swap
     if swap is None or not fleet.needs_replicas:
         return
