@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from tandemn.batch.chunk_table import ChunkRow
 from tandemn.control.store.jobs import COMPUTING
 from tandemn.control.store.records import ChunkRecord, record
 from tandemn.control.store.schema import chunks, jobs, strikes
@@ -19,6 +20,7 @@ from tandemn.control.store.schema import chunks, jobs, strikes
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from tandemn.batch.chunk_table import ChunkResult
     from tandemn.batch.queue import Token
 
 #: Rows inserted by one statement.
@@ -66,15 +68,11 @@ def page(connection: Connection, job_id: str, *, after: int, limit: int) -> list
 
 def grant(
     connection: Connection, job_id: str, *, holder: str, grants: Sequence[tuple[int, Token]]
-) -> dict[int, ChunkRecord]:
-    """Record who was given which chunk; the answer lacks chunks that are done, or of another epoch.
-
-    The records are as they were before this grant but for token and holder: `grants` > 0 says that an
-    earlier holder may have stored parts.
-    """
-    granted: dict[int, ChunkRecord] = {}
+) -> dict[int, ChunkRow]:
+    """Record who was given which chunk; the answer lacks chunks that are done, or of another epoch."""
+    granted: dict[int, ChunkRow] = {}
     for chunk, token in grants:
-        taken = connection.execute(
+        row = connection.execute(
             update(chunks)
             .where(
                 chunks.c.job_id == job_id,
@@ -83,12 +81,21 @@ def grant(
                 _job_computes(job_id, token),
             )
             .values(token=str(token), holder=holder, grants=chunks.c.grants + 1)
-        ).rowcount
-        if taken:
-            row = connection.execute(
-                select(chunks).where(chunks.c.job_id == job_id, chunks.c.chunk == chunk)
-            ).one()
-            granted[chunk] = record(ChunkRecord, row)
+            .returning(chunks)
+        ).first()
+        if row is not None:
+            granted[chunk] = ChunkRow(
+                chunk=row.chunk,
+                byte_start=row.byte_start,
+                byte_end=row.byte_end,
+                first_request=row.first_request,
+                requests=row.requests,
+                skipped=tuple(row.skipped or ()),
+                done=row.done,
+                token=row.token,
+                holder=row.holder,
+                grants=row.grants,
+            )
     return granted
 
 
@@ -115,18 +122,9 @@ def get(connection: Connection, job_id: str, chunk: int) -> ChunkRecord | None:
 
 
 def complete(
-    connection: Connection,
-    job_id: str,
-    *,
-    chunk: int,
-    token: Token,
-    completed: int,
-    failed: int,
-    recomputed: int,
-    prompt_tokens: int,
-    output_tokens: int,
-) -> bool:
-    """Mark the chunk done by `token`; True also when it was done by this very token before (a lost reply)."""
+    connection: Connection, job_id: str, *, chunk: int, token: Token, result: ChunkResult
+) -> bool | None:
+    """Mark the chunk done by `token`. None: this very token did it before (a lost reply); False: refused."""
     done = connection.execute(
         update(chunks)
         .where(
@@ -138,17 +136,17 @@ def complete(
         )
         .values(
             done=True,
-            completed=completed,
-            failed=failed,
-            recomputed=chunks.c.recomputed + recomputed,
-            prompt_tokens=prompt_tokens,
-            output_tokens=output_tokens,
+            completed=result.completed,
+            failed=result.failed,
+            recomputed=chunks.c.recomputed + result.recomputed,
+            prompt_tokens=result.prompt_tokens,
+            output_tokens=result.output_tokens,
         )
     ).rowcount
     if done:
         return True
     before = get(connection, job_id, chunk)
-    return before is not None and before.done and before.token == str(token)
+    return None if before is not None and before.done and before.token == str(token) else False
 
 
 def totals(connection: Connection, job_id: str) -> ChunkTotals:
