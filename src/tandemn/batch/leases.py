@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from tandemn.batch.queue import kept_for
 from tandemn.errors import Conflict, LeaseLost, QueueLost, QueueUnavailable
 
 if TYPE_CHECKING:
@@ -147,6 +148,10 @@ class LeaseDesk:
             return []
         await self._table.take_back(job_id, holder=holder)
         return revoked
+
+    async def free(self, job_id: str, *, holder: str) -> list[int]:
+        """Give out what a delayed `revoke` keeps back for `holder`: it has ended."""
+        return await self.revoke(job_id, holder=kept_for(holder))
 
     async def counts(self, job_id: str) -> QueueCounts:
         async def counts(epoch: int) -> QueueCounts:

@@ -54,6 +54,11 @@ class QueueCounts:
     """Only holders that hold something."""
 
 
+def kept_for(holder: str) -> str:
+    """Return the name under which revoked chunks are kept while `holder` stores what it finished of them."""
+    return f"{holder}~"
+
+
 class ChunkQueue(Protocol):
     """All times are the queue's own clock; all methods raise QueueUnavailable where it does not answer."""
 
@@ -92,8 +97,12 @@ class ChunkQueue(Protocol):
         """Give the chunk back to the front of the queue. Raises LeaseLost where the token is not current."""
         ...
 
-    async def revoke(self, job_id: str, *, epoch: int, holder: str) -> list[int]:
-        """Take back all that the holder holds, to the front of the queue; return those chunks."""
+    async def revoke(self, job_id: str, *, epoch: int, holder: str, delay_ms: int = 0) -> list[int]:
+        """Take back all that the holder holds, to the front of the queue; return those chunks.
+
+        With `delay_ms` they are kept back for that long, under new tokens and the name `kept_for(holder)`,
+        which a further `revoke` frees before its time.
+        """
         ...
 
     async def counts(self, job_id: str, *, epoch: int) -> QueueCounts: ...

@@ -55,20 +55,22 @@ class SqlChunkTable:
 
         def complete(connection: Connection) -> bool:
             done = chunks.complete(connection, job_id, chunk=chunk, token=token, result=result)
-            about = {"job_id": job_id, "replica_id": holder, "chunk": chunk, "token": str(token)}
+            if done is None:
+                return True
             if done:
                 replicas.count_completion(connection, holder)
-                events.append(
-                    connection,
-                    EventKind.CHUNK_COMPLETED,
-                    now=now,
-                    **about,
-                    completed=result.completed,
-                    failed=result.failed,
-                    output_tokens=result.output_tokens,
-                )
-            elif done is False:
-                events.append(connection, EventKind.CHUNK_REFUSED, now=now, **about)
-            return done is not False
+            events.append(
+                connection,
+                EventKind.CHUNK_COMPLETED if done else EventKind.CHUNK_REFUSED,
+                now=now,
+                job_id=job_id,
+                replica_id=holder,
+                chunk=chunk,
+                token=str(token),
+                completed=result.completed,
+                failed=result.failed,
+                output_tokens=result.output_tokens,
+            )
+            return done
 
         return await self._database.run(complete)

@@ -109,7 +109,7 @@ def active(connection: Connection) -> list[JobRecord]:
     return [job_record(row) for row in connection.execute(query)]
 
 
-def change(connection: Connection, job_id: str, **values: Any) -> None:
+def change(connection: Connection, job_id: str, /, **values: Any) -> None:
     """Set columns that no state depends on."""
     connection.execute(update(jobs).where(jobs.c.job_id == job_id).values(**values))
 

@@ -92,7 +92,7 @@ def live(connection: Connection) -> list[ReplicaRecord]:
     return [replica_record(row) for row in connection.execute(query)]
 
 
-def change(connection: Connection, replica_id: str, **values: Any) -> bool:
+def change(connection: Connection, replica_id: str, /, **values: Any) -> bool:
     """Set columns of a replica that has not ended; False where it has."""
     return bool(
         connection.execute(
