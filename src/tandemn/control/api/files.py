@@ -57,7 +57,9 @@ async def upload(request: Request, services: ServicesNow) -> FileObject:
 def _checked_purpose(purpose: str | None) -> str:
     if purpose != "batch":
         raise InvalidInput(
-            f"purpose is {purpose!r}; batch is the one that is served", code="invalid_purpose", param="purpose"
+            f"purpose is {purpose!r}; batch is the one that is served",
+            code="invalid_purpose",
+            param="purpose",
         )
     return purpose
 

@@ -150,13 +150,13 @@ async def _described(
     parts = []
     if row.grants > 1:
         async for name, size in services.objects.list(names.parts_folder(job.job_id, row.chunk)):
-            url = services.objects.sign_get(name, URL_S) or _object_path(replica, name)
+            url = await services.objects.sign_get(name, URL_S) or _object_path(replica, name)
             parts.append(protocol.PartRef(name=name, url=url, size=size))
     strikes = await services.database.run(chunks.strikes_of, job.job_id, [row.chunk])
     return protocol.ChunkLease(
         chunk=row.chunk,
         token=str(lease.token),
-        input_url=_input_url(services, job, replica),
+        input_url=await _input_url(services, job, replica),
         byte_start=row.byte_start,
         byte_end=row.byte_end,
         first_request=row.first_request,
@@ -167,9 +167,9 @@ async def _described(
     )
 
 
-def _input_url(services: Services, job: JobRecord, replica: ReplicaRecord) -> str:
+async def _input_url(services: Services, job: JobRecord, replica: ReplicaRecord) -> str:
     store, name = input_of(services, job)
-    return store.sign_get(name, URL_S) or f"/api/replicas/{replica.replica_id}/input"
+    return await store.sign_get(name, URL_S) or f"/api/replicas/{replica.replica_id}/input"
 
 
 def input_of(services: Services, job: JobRecord) -> tuple[ObjectStore, str]:
@@ -182,9 +182,7 @@ def input_of(services: Services, job: JobRecord) -> tuple[ObjectStore, str]:
 
 
 @router.get("/input")
-async def read_input(
-    replica: CallingReplica, services: ServicesNow, wanted: RangeHeader = ""
-) -> Response:
+async def read_input(replica: CallingReplica, services: ServicesNow, wanted: RangeHeader = "") -> Response:
     job = await services.database.run(jobs.get, replica.job_id)
     store, name = input_of(services, job)
     return await _ranged(store, name, wanted)
@@ -244,20 +242,20 @@ async def upload_target(
     """
     job_id, token = replica.job_id, str(_token(request.token))
 
-    def target(name: str) -> protocol.UploadTarget:
-        url = services.objects.sign_put(name, URL_S) or _object_path(replica, name)
+    async def target(name: str) -> protocol.UploadTarget:
+        url = await services.objects.sign_put(name, URL_S) or _object_path(replica, name)
         return protocol.UploadTarget(name=name, url=url)
 
     if request.part is not None:
         return protocol.UploadReply(
-            answers=target(names.part_object(job_id, request.chunk, token, request.part))
+            answers=await target(names.part_object(job_id, request.chunk, token, request.part))
         )
     row = await services.database.run(chunks.get, job_id, request.chunk)
     if row is None or row.done or row.token != token:
         raise LeaseLost(f"chunk {request.chunk} is not held under token {token}", object_id=job_id)
     return protocol.UploadReply(
-        answers=target(names.chunk_object(job_id, request.chunk, token)),
-        errors=target(names.chunk_errors_object(job_id, request.chunk, token)),
+        answers=await target(names.chunk_object(job_id, request.chunk, token)),
+        errors=await target(names.chunk_errors_object(job_id, request.chunk, token)),
     )
 
 
