@@ -80,7 +80,7 @@ class LeaseDesk:
                 rows = await self._table.grant(job_id, holder=holder, grants=tokens)
             except BaseException:
                 # Not recorded, so not given: else these would wait for their leases to run out.
-                for chunk, token in tokens:
+                for chunk, token in reversed(tokens):
                     with suppress(LeaseLost, QueueLost, QueueUnavailable):
                         await self._queue.release(job_id, chunk=chunk, token=token)
                 raise

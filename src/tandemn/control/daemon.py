@@ -148,7 +148,7 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
 
 async def _announce(home: Path, url: str, server: uvicorn.Server) -> None:
     """Write `server.json` once the server answers."""
-    while not server.started:
+    while not server.started:  # noqa: ASYNC110 - uvicorn offers no event
         await asyncio.sleep(0.01)
     record = {
         "url": url,

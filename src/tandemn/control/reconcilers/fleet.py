@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Any, assert_never
 
 import structlog
 
@@ -127,46 +127,56 @@ def _fact(replica: ReplicaRecord, presence: Presence) -> reconcile.Replica:
 async def _apply(
     services: Services, job: JobRecord, fleet: dict[str, ReplicaRecord], action: reconcile.Action
 ) -> None:
-    now = services.clock.now()
     match action:
         case reconcile.Start():
             await _launch(services, job, fleet[action.replica_id])
         case reconcile.Order():
             await _order(services, fleet[action.replica_id], action)
         case reconcile.Terminate():
-            replica = fleet[action.replica_id]
-            _log.info("terminating", replica_id=replica.replica_id, reason=action.reason)
-            if replica.handle is not None:
-                await asyncio.to_thread(services.launchers[replica.launcher].terminate, replica.handle)
-            await services.database.run(replicas.change, replica.replica_id, reason=action.reason)
+            await _terminate(services, fleet[action.replica_id], action.reason)
         case reconcile.End():
             await end(services, fleet[action.replica_id], action)
         case reconcile.Request():
-            config = ReplicaConfig.model_validate(job.groups[action.group]["config"])
-            await services.database.run(
-                replicas.request,
-                job.job_id,
-                group=action.group,
-                config=config,
-                launcher=job.cloud or "local",
-                count=action.count,
-                now=now,
-                reason=action.reason,
-                not_before=action.not_before,
-            )
+            await _request(services, job, action)
         case reconcile.GiveUp():
             await give_up(services, job.job_id, code=action.code, reason=action.reason)
         case reconcile.MoveSwap():
-
-            def move(connection: Connection) -> None:
-                record = jobs.get(connection, job.job_id)
-                if record.swap == job.swap:  # else it was cancelled, or another began
-                    move_swap(connection, record, to=action.to, reason=action.reason, now=now)
-
-            await services.database.run(move)
-            services.pulse.beat(job.job_id)
+            await _move_swap(services, job, action)
         case _:
             assert_never(action)
+
+
+async def _terminate(services: Services, replica: ReplicaRecord, reason: str) -> None:
+    _log.info("terminating", replica_id=replica.replica_id, reason=reason)
+    if replica.handle is not None:
+        await asyncio.to_thread(services.launchers[replica.launcher].terminate, replica.handle)
+    await services.database.run(replicas.change, replica.replica_id, reason=reason)
+
+
+async def _request(services: Services, job: JobRecord, action: reconcile.Request) -> None:
+    await services.database.run(
+        replicas.request,
+        job.job_id,
+        group=action.group,
+        config=ReplicaConfig.model_validate(job.groups[action.group]["config"]),
+        launcher=job.cloud or "local",
+        count=action.count,
+        now=services.clock.now(),
+        reason=action.reason,
+        not_before=action.not_before,
+    )
+
+
+async def _move_swap(services: Services, job: JobRecord, action: reconcile.MoveSwap) -> None:
+    now = services.clock.now()
+
+    def move(connection: Connection) -> None:
+        record = jobs.get(connection, job.job_id)
+        if record.swap == job.swap:  # else it was cancelled, or another began
+            move_swap(connection, record, to=action.to, reason=action.reason, now=now)
+
+    await services.database.run(move)
+    services.pulse.beat(job.job_id)
 
 
 async def _launch(services: Services, job: JobRecord, replica: ReplicaRecord) -> None:
@@ -321,18 +331,14 @@ async def _move(services: Services, job_id: str) -> bool:
             return False
         if move.to is JobState.ASSEMBLING:
             assert move.outcome is not None, "a sealed job has an outcome"
-            return jobs.seal(
-                connection,
-                job_id,
-                outcome=move.outcome,
-                now=now,
-                reason=job.reason if job.code else move.reason,
-            )
-        values: dict[str, object] = {}
+            # A job that failed keeps the reason for which it did.
+            reason = job.reason if job.code and job.reason else move.reason
+            return jobs.seal(connection, job_id, outcome=move.outcome, now=now, reason=reason)
+        values: dict[str, Any] = {}
         if move.to is JobState.RUNNING and job.started_at is None:
             values["started_at"] = now
         if move.to is JobState.CANCELLING:
-            values |= {"outcome": move.outcome, "cancelling_at": now}
+            values |= {"outcome": move.outcome.value if move.outcome else None, "cancelling_at": now}
         return jobs.move(
             connection, job_id, to=move.to, frm=(job.state,), now=now, reason=move.reason, **values
         )

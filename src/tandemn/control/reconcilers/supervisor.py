@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -57,7 +58,10 @@ class Supervisor:
             if job_id not in self._steps:
                 task = asyncio.create_task(self._step(job_id), name=f"step of {job_id}")
                 self._steps[job_id] = task
-                task.add_done_callback(lambda _, job_id=job_id: self._steps.pop(job_id, None))
+                task.add_done_callback(partial(self._forget, job_id))
+
+    def _forget(self, job_id: str, _task: asyncio.Task[None]) -> None:
+        self._steps.pop(job_id, None)
 
     async def _step(self, job_id: str) -> None:
         """One step, with its failure counted: a job that cannot be moved ends instead of hanging."""
@@ -68,7 +72,7 @@ class Supervisor:
                 self._failures.pop(job_id, None)
             except Superseded:
                 pass  # the record moved on; the next round sees where to
-            except Exception as exc:  # a supervisor: one job's fault must not stop the others
+            except Exception as exc:  # noqa: BLE001 - a supervisor: one job's fault must not stop the others
                 self.failed_steps += 1
                 count = self._failures[job_id] = self._failures.get(job_id, 0) + 1
                 passing = isinstance(exc, Retryable)
