@@ -6,6 +6,8 @@ not answer is `ServerUnavailable`. Nothing is tried again here: the caller knows
 
 from __future__ import annotations
 
+import logging
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _Model = TypeVar("_Model", bound=BaseModel)
+
+_log = logging.getLogger(__name__)
 
 #: Bytes read from a file, and passed on, at a time.
 BLOCK_BYTES = 1 << 20
@@ -68,10 +72,15 @@ class _Http:
         if self._key and not absolute:
             headers["Authorization"] = f"Bearer {self._key}"
         timeout = timeout or aiohttp.ClientTimeout(total=CALL_S, sock_connect=CONNECT_S)
+        began = time.monotonic()
         try:
             async with self._session.request(
                 method, url, timeout=timeout, headers=headers, **options
             ) as answer:
+                # The path only: a presigned URL's query is a permission.
+                _log.debug(
+                    "%s %s: %d in %.3f s", method, answer.url.path, answer.status, time.monotonic() - began
+                )
                 if answer.status >= 400:
                     raise await _error_of(answer)
                 yield answer
@@ -98,16 +107,21 @@ class _Http:
             method, path, data=content, headers=headers, params=params, timeout=timeout
         ) as answer:
             raw = await answer.read()
+        return self._parse(raw, answer_type, f"{method} {path}")
+
+    def _parse(self, raw: bytes, answer_type: type[_Model], call: str) -> _Model:
         try:
             return answer_type.model_validate_json(raw)
         except ValidationError as exc:
             raise ServerUnavailable(
-                f"{self.url} answered {method} {path} with something else than expected",
+                f"{self.url} answered {call} with something else than expected",
                 next_step="is it a Tandemn control plane of this version?",
             ) from exc
 
-    async def _download(self, path: str, params: dict[str, str] | None = None) -> AsyncIterator[bytes]:
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=STALL_S)
+    async def _download(
+        self, path: str, params: dict[str, str] | None = None, *, stall_s: float | None = STALL_S
+    ) -> AsyncIterator[bytes]:
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=stall_s)
         async with self._open("GET", path, params=params, timeout=timeout) as answer:
             async for block in answer.content.iter_chunked(BLOCK_BYTES):
                 yield block
@@ -148,10 +162,12 @@ class UserClient(_Http):
             part = form.append_payload(
                 aiohttp.AsyncIterablePayload(blocks(), content_type="application/jsonl")
             )
-            part.set_content_disposition("form-data", name="file", filename=path.name)
+            # A name that is not UTF-8 is legal on Linux and not in a header.
+            name = path.name.encode(errors="replace").decode()
+            part.set_content_disposition("form-data", name="file", filename=name)
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
             async with self._open("POST", "/v1/files", data=form, timeout=timeout) as answer:
-                return openai.FileObject.model_validate_json(await answer.read())
+                return self._parse(await answer.read(), openai.FileObject, "POST /v1/files")
 
     async def delete_file(self, file_id: str) -> openai.FileDeleted:
         return await self._call("DELETE", f"/v1/files/{file_id}", openai.FileDeleted)
@@ -165,7 +181,9 @@ class UserClient(_Http):
     async def list_jobs(
         self, *, limit: int = 100, after: str | None = None, state: str | None = None
     ) -> jobs.JobList:
-        """List newest first; `state` is a JobState, or `active` or `ended`."""
+        """List newest first; `state` is a JobState, or `active`, `ended`, or `live` (active, or ended with
+        replicas that still run).
+        """
         params = {"limit": str(limit)}
         params |= {"after": after} if after else {}
         params |= {"state": state} if state else {}
@@ -206,10 +224,13 @@ class UserClient(_Http):
     def logs(
         self, job_id: str, *, replica: str | None = None, tail: int = 200, follow: bool = False
     ) -> AsyncIterator[bytes]:
-        """Stream the replicas' logs, each line led by its replica's id."""
+        """Stream the replicas' logs, each line led by its replica's id and a space; `follow` goes on until
+        the job has ended.
+        """
         params = {"tail": str(tail), "follow": str(follow).lower()}
         params |= {"replica": replica} if replica else {}
-        return self._download(f"/api/jobs/{job_id}/logs", params)
+        # A replica may have nothing to say for hours.
+        return self._download(f"/api/jobs/{job_id}/logs", params, stall_s=None if follow else STALL_S)
 
 
 class ReplicaClient(_Http):

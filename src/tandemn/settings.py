@@ -6,8 +6,10 @@ import os
 import sys
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from tandemn.errors import InvalidInput
 
 #: First port that the embedded control plane tries; another free one is taken where it is in use.
 EMBEDDED_PORT = 26336
@@ -58,8 +60,22 @@ class Settings(BaseSettings):
 
 
 def load() -> Settings:
-    """Read the environment now."""
-    return Settings()
+    """Read the environment now.
+
+    Raises:
+        InvalidInput: a variable has a value that its setting cannot take; the message names it.
+    """
+    try:
+        return Settings()
+    except ValidationError as exc:
+        first = exc.errors(include_input=False, include_url=False)[0]
+        name = "TANDEMN_" + "_".join(str(part) for part in first["loc"]).upper()
+        raise InvalidInput(f"{name}: {first['msg']}", code="invalid_setting", param=name) from exc
+
+
+def child_environment(settings: Settings) -> dict[str, str]:
+    """Return the environment of a process started in another folder: ours, with the state folder absolute."""
+    return {**os.environ, "TANDEMN_HOME": str(settings.home_path)}
 
 
 def objects_endpoint() -> str | None:
