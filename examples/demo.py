@@ -24,7 +24,12 @@ def main() -> int:
                 "messages": [{"role": "user", "content": f"Tell me about the number {number}."}],
                 "max_tokens": 64,
             }
-            line = {"custom_id": f"request-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
+            line = {
+                "custom_id": f"request-{number}",
+                "method": "POST",
+                "url": "/v1/chat/completions",
+                "body": body,
+            }
             out.write(json.dumps(line) + "\n")
     environment = os.environ | {"TANDEMN_HOME": str(FOLDER / "state")}
     environment.pop("TANDEMN_SERVER_URL", None)
@@ -46,7 +51,9 @@ def main() -> int:
 
 
 def _tandemn(arguments: list[str], environment: dict[str, str]) -> int:
-    return subprocess.run([sys.executable, "-m", "tandemn.cli", *arguments], env=environment, check=False).returncode
+    return subprocess.run(
+        [sys.executable, "-m", "tandemn.cli", *arguments], env=environment, check=False
+    ).returncode
 
 
 if __name__ == "__main__":

@@ -97,7 +97,8 @@ class House:
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 if process.pid != os.getpid() and (
-                    process.environ().get("TANDEMN_HOME") == mine or any(mine in part for part in process.cmdline())
+                    process.environ().get("TANDEMN_HOME") == mine
+                    or any(mine in part for part in process.cmdline())
                 ):
                     found.append(process)
         return found
