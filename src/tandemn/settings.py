@@ -43,6 +43,8 @@ class Settings(BaseSettings):
     """A runner that has not heard from its control plane for this long ends itself."""
     vllm_command: str | None = None
     """The `vllm` executable, where it is not the one on PATH (it lives in an environment of its own)."""
+    engine_api_key: SecretStr | None = None
+    """What an engine process that Tandemn starts takes as its key; set by whoever starts it."""
     engine_start_s: float = Field(default=600.0, gt=0)
     """How long an engine may take to load its model."""
     metadata_url: str = "http://169.254.169.254"
