@@ -91,6 +91,12 @@ class Queues(RuleBasedStateMachine):
             assert grant.chunk not in self.completed, "a completed chunk was given again"
             self.tokens.append((grant.chunk, grant.token))
 
+    @rule(thief=HOLDERS)
+    def take_all_and_steal(self, thief: str) -> None:
+        """Equal shares first: chance alone seldom makes two holders that are equally rich."""
+        for holder, limit in (("r0", 2), ("r1", 2), (thief, 20), (thief, 1), (thief, 1)):
+            self.lease(wait_ms=0, holder=holder, limit=limit, lease_ms=5000, steal=True)
+
     @precondition(lambda self: self.tokens)
     @rule(data=st.data())
     def begin(self, data: st.DataObject) -> None:
