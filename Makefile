@@ -20,7 +20,7 @@ setup: $(UV) ## everything a fresh machine lacks, into .venv
 	@$(UV) sync --quiet --locked --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')"
 
 demo: setup ## a real job: demo/tiny, two local replicas, some hundred requests
-	@$(RUN) python benchmarks/demo.py
+	@$(RUN) python examples/demo.py
 
 test: setup lint types unit ## lint, types and every test that needs no GPU and no network
 
