@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 import pytest
-
 from tests.sim.world import JOB, Settings, World
+
 from tandemn.protocol.jobs import JobState
 
 #: `make sim` runs thousands.

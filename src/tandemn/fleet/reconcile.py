@@ -298,9 +298,7 @@ def failures_in_a_row(members: list[Replica]) -> list[Replica]:
 def _is_hopeless(row: list[Replica]) -> bool:
     """Whether a row of failures says that the next replica would fail, too."""
     failed = sum(replica.state is ReplicaState.FAILED for replica in row)
-    return bool(row) and (
-        row[-1].code in FATAL_CODES or failed >= FAILURES_LIMIT or len(row) >= LOSSES_LIMIT
-    )
+    return bool(row) and (row[-1].code in FATAL_CODES or failed >= FAILURES_LIMIT or len(row) >= LOSSES_LIMIT)
 
 
 def _others_alive(fleet: Fleet, group: int) -> bool:
