@@ -57,7 +57,9 @@ async def measure_validation(store: ObjectStore, lines: int) -> dict[str, float]
     """Seconds, lines/s, MB/s and the process's peak memory for an input of `lines` requests."""
     size = await write_input(store, "input.jsonl", lines)
     begun = time.perf_counter()
-    parameters = Parameters(store=store.url, name="input.jsonl", index_name="input.index")
+    parameters = Parameters(
+        store=store.url, name="input.jsonl", index_store=store.url, index_name="input.index"
+    )
     report = await validate_in_process(parameters)
     took = time.perf_counter() - begun
     assert report.requests == lines

@@ -24,7 +24,7 @@ async def test_a_thread_and_a_process_find_the_same(store, monkeypatch, small):
     await store.put("in.jsonl", data)
     told: list[int] = []
     report = await validate_input(
-        store, "in.jsonl", index_name="in.index", skip_invalid=True, progress=told.append
+        store, "in.jsonl", index_store=store, index_name="in.index", skip_invalid=True, progress=told.append
     )
     assert [(error.line, error.code.value) for error in report.errors] == [
         (2, "invalid_json"),
@@ -40,7 +40,9 @@ async def test_a_large_input_on_s3_is_validated_in_place_with_progress(s3_url):
     data = b"\n".join(line(f"{i}", body=body) for i in range(20_000))
     await store.put("in.jsonl", data)
     told: list[int] = []
-    report = await validate_input(store, "in.jsonl", index_name="in.index", progress=told.append)
+    report = await validate_input(
+        store, "in.jsonl", index_store=store, index_name="in.index", progress=told.append
+    )
     assert report.requests == 20_000
     assert report.is_valid
     assert told == sorted(told)
@@ -49,8 +51,8 @@ async def test_a_large_input_on_s3_is_validated_in_place_with_progress(s3_url):
 
 async def test_a_missing_input_is_not_found(store):
     with pytest.raises(NotFound):
-        await validate_input(store, "none", index_name="index")
-    parameters = Parameters(store=store.url, name="none", index_name="index")
+        await validate_input(store, "none", index_store=store, index_name="index")
+    parameters = Parameters(store=store.url, name="none", index_store=store.url, index_name="index")
     with pytest.raises(NotFound) as failure:
         await validate_in_process(parameters)
     assert failure.value.code == "object_not_found"
@@ -58,7 +60,9 @@ async def test_a_missing_input_is_not_found(store):
 
 
 async def test_a_process_that_dies_is_told_with_its_last_words(store):
-    parameters = Parameters(store=store.url, name="none", index_name="index", max_errors="no number")  # type: ignore[arg-type]  # what it dies of
+    parameters = Parameters(
+        store=store.url, name="none", index_store=store.url, index_name="index", max_errors="no number"
+    )  # type: ignore[arg-type]  # what it dies of
     with pytest.raises(Broken, match="ValidationError") as failure:
         await validate_in_process(parameters)
     assert failure.value.code == "validation_failed"
@@ -66,7 +70,7 @@ async def test_a_process_that_dies_is_told_with_its_last_words(store):
 
 async def test_cancelling_ends_the_process(store):
     await store.put("in.jsonl", b"\n".join(line(f"{i}") for i in range(300_000)))
-    parameters = Parameters(store=store.url, name="in.jsonl", index_name="index")
+    parameters = Parameters(store=store.url, name="in.jsonl", index_store=store.url, index_name="index")
     before = {child.pid for child in psutil.Process().children()}
     working = asyncio.create_task(validate_in_process(parameters))
     while not (started := {child.pid for child in psutil.Process().children()} - before):

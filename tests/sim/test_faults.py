@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 
 import pytest
 from tests.sim.world import JOB, Settings, World
@@ -29,6 +30,11 @@ def check(world: World) -> None:
     assert not any(machine.alive for machine in world.machines.values()), f"{say}: something still runs"
 
 
+def kill_one(world: World) -> None:
+    if world.machines:
+        world.kill(next(iter(world.machines)))
+
+
 def settings_of(seed: int) -> Settings:
     """Worlds of all sizes: mostly small, every twentieth with hundreds of replicas."""
     if seed % 20 == 19:
@@ -46,9 +52,7 @@ def test_every_request_is_answered_once_whatever_dies(first):
         if seed % 7 == 3:
             world.at(60, world.cancel)
         if seed % 5 == 1:
-            world.at(
-                40, lambda world=world: world.kill(next(iter(world.machines))) if world.machines else None
-            )
+            world.at(40, partial(kill_one, world))
         world.go()
         check(world)
         faults += sum(world.counts.values())

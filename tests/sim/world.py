@@ -13,6 +13,7 @@ import itertools
 import random
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tandemn.batch import lifecycle
@@ -354,7 +355,8 @@ class World:
         self.at(pause, lambda: self._work(machine))
 
     def _lease(self, machine: Machine) -> None:
-        leases = self.call(lambda: self.desk.lease(JOB, holder=machine.replica_id, limit=1))
+        idle = not machine.work
+        leases = self.call(lambda: self.desk.lease(JOB, holder=machine.replica_id, limit=1, steal=idle))
         machine.work += [Work(lease, self.now) for lease in leases]
 
     def _advance_chunk(self, machine: Machine, work: Work) -> None:
@@ -420,11 +422,13 @@ class World:
             chunk, requests = work.lease.row.chunk, frozenset(work.unstored)
             work.unstored.clear()
             if self.chance(0.2):
-                self.at(
-                    self.random.uniform(0, 5), lambda c=chunk, r=requests: machine.alive and self._show(c, r)
-                )  # type: ignore[misc]
+                self.at(self.random.uniform(0, 5), partial(self._show_if_alive, machine, chunk, requests))
             else:
                 self._show(chunk, requests)
+
+    def _show_if_alive(self, machine: Machine, chunk: int, requests: frozenset[int]) -> None:
+        if machine.alive:
+            self._show(chunk, requests)
 
     def _show(self, chunk: int, requests: frozenset[int]) -> None:
         for request in requests:
@@ -447,12 +451,12 @@ class World:
             # It waits for its uploads under way, too.
             self._show(work.lease.row.chunk, frozenset(work.finished))
             try:
-                lease = work.lease
-                self.call(
-                    lambda lease=lease: self.desk.release(JOB, chunk=lease.row.chunk, token=lease.token)
-                )
+                self.call(partial(self._release, work))
             except (ConnectionError, QueueUnavailable, Conflict):
                 pass
         if not self.records[machine.replica_id].state.has_ended:
             self._change(machine.replica_id, goodbye=Goodbye(outcome=outcome))
         machine.alive = False
+
+    def _release(self, work: Work) -> Coroutine[Any, Any, None]:
+        return self.desk.release(JOB, chunk=work.lease.row.chunk, token=work.lease.token)

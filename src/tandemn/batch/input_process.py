@@ -35,6 +35,7 @@ _STDERR_BYTES = 2000
 class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     store: str
     name: str
+    index_store: str
     index_name: str
     skip_invalid: bool = False
     max_errors: int = MAX_ERRORS
@@ -58,6 +59,7 @@ async def validate_input(
     store: ObjectStore,
     name: str,
     *,
+    index_store: ObjectStore,
     index_name: str,
     skip_invalid: bool = False,
     progress: Callable[[int], None] | None = None,
@@ -65,9 +67,10 @@ async def validate_input(
     """Validate the object `name` and store its line index as `index_name`.
 
     Args:
-        store: where both lie.
+        store: where the input lies.
         name: the input.
-        index_name: where the index goes; read it with `load_index`.
+        index_store: where the index goes; a user's bucket is only read from.
+        index_name: its name there; read it with `load_index`.
         skip_invalid: leave bad lines out rather than refuse the input.
         progress: told the bytes read so far, now and then.
 
@@ -75,13 +78,19 @@ async def validate_input(
         NotFound: `object_not_found`.
         Broken: `validation_failed` where the process died.
     """
-    parameters = Parameters(store=store.url, name=name, index_name=index_name, skip_invalid=skip_invalid)
+    parameters = Parameters(
+        store=store.url,
+        name=name,
+        index_store=index_store.url,
+        index_name=index_name,
+        skip_invalid=skip_invalid,
+    )
     size = await store.size(name)
     if size > SMALL_INPUT_BYTES:
         return await validate_in_process(parameters, progress=progress)
     data = await store.get(name)
     report, index = await asyncio.to_thread(_validate_bytes, data, parameters)
-    await store.put(index_name, b"".join(index.encode()))
+    await index_store.put(index_name, b"".join(index.encode()))
     if progress is not None:
         progress(size)
     return report
@@ -182,7 +191,7 @@ async def _validate_stream(parameters: Parameters) -> InputReport:
         for block in index.encode():
             yield block
 
-    await store.put_stream(parameters.index_name, encoded())
+    await ObjectStore.open(parameters.index_store).put_stream(parameters.index_name, encoded())
     return report
 
 

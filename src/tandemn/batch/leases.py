@@ -61,8 +61,10 @@ class LeaseDesk:
 
         await self._in_epoch(job_id, audit)
 
-    async def lease(self, job_id: str, *, holder: str, limit: int) -> list[Lease]:
+    async def lease(self, job_id: str, *, holder: str, limit: int, steal: bool = False) -> list[Lease]:
         """Give up to `limit` chunks; empty where there is nothing to give.
+
+        With `steal`, for a holder that has nothing to do: a chunk that a peer holds but has not begun.
 
         Raises:
             Conflict: the job does not compute (code `job_not_running`).
@@ -71,7 +73,7 @@ class LeaseDesk:
 
         async def lease(epoch: int) -> list[Lease]:
             grants = await self._queue.lease(
-                job_id, epoch=epoch, holder=holder, limit=limit, lease_ms=self._lease_ms, steal=True
+                job_id, epoch=epoch, holder=holder, limit=limit, lease_ms=self._lease_ms, steal=steal
             )
             if not grants:
                 return []

@@ -114,6 +114,8 @@ def _record_beat(
     if state is not None:
         values["state"] = state.value
     replicas.change(connection, replica.replica_id, **values)
+    computed = {each.chunk: each.completed + each.failed for each in beat.chunks}
+    chunks.report_progress(connection, replica.job_id, holder=replica.replica_id, computed=computed)
     return state is not None
 
 
@@ -128,7 +130,9 @@ async def lease(
         if orders != "go_on":
             return protocol.LeaseReply(orders=orders)
         try:
-            leases = await services.desk.lease(replica.job_id, holder=replica.replica_id, limit=request.limit)
+            leases = await services.desk.lease(
+                replica.job_id, holder=replica.replica_id, limit=request.limit, steal=request.is_idle
+            )
         except Conflict:
             leases = []  # sealed: the order to stop follows
         if leases:
@@ -164,6 +168,7 @@ async def _described(
         skipped=list(row.skipped),
         parts=parts,
         strikes=strikes[row.chunk],
+        computed=row.computed,
     )
 
 

@@ -124,7 +124,7 @@ def _why_refused(problems: list[LineErrorView], total: int) -> str:
 def _statistics(report: InputReport) -> dict[str, object]:
     return {
         "bytes": report.bytes,
-        "prompt_bytes": asdict(report.prompt_bytes),
+        "prompt_chars": asdict(report.prompt_chars),
         "output_limits": asdict(report.output_limits),
         "has_images": report.has_images,
         "skipped": report.skipped,

@@ -117,6 +117,7 @@ def change(connection: Connection, job_id: str, /, **values: Any) -> None:
 def move(
     connection: Connection,
     job_id: str,
+    /,
     *,
     to: JobState,
     frm: tuple[JobState, ...],
