@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import resource
 import tempfile
 import time
@@ -62,6 +63,7 @@ async def measure_validation(store: ObjectStore, lines: int) -> dict[str, float]
     )
     report = await validate_in_process(parameters)
     took = time.perf_counter() - begun
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert report.requests == lines
     assert report.is_valid
     return {
@@ -70,13 +72,17 @@ async def measure_validation(store: ObjectStore, lines: int) -> dict[str, float]
         "seconds": round(took, 3),
         "lines_per_s": round(lines / took),
         "mb_per_s": round(size / took / 1e6, 1),
+        "child_cpu_s": round(usage.ru_utime + usage.ru_stime, 3),
         # The largest child that has ended: the only one this program starts.
-        "child_peak_mib": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024, 1),
+        "child_peak_mib": round(usage.ru_maxrss / 1024, 1),
     }
 
 
 async def measure_assembly(store: ObjectStore, output_bytes: int) -> dict[str, float]:
-    """MB/s of joining many chunk objects into one, their pages in memory; the result is on the disk."""
+    """MB/s of joining many chunk objects into one, their pages in memory; the result is on the disk.
+
+    In the same run: the rate of the disk itself, for as many bytes from memory.
+    """
     count = output_bytes // CHUNK_OBJECT_BYTES
     data = (b"x" * 299 + b"\n") * (CHUNK_OBJECT_BYTES // 300)
     names = [f"chunks/{n:06}/1-1.output" for n in range(count)]
@@ -90,7 +96,19 @@ async def measure_assembly(store: ObjectStore, output_bytes: int) -> dict[str, f
         "bytes": size,
         "seconds": round(took, 3),
         "mb_per_s": round(size / took / 1e6, 1),
+        "disk_mb_per_s": round(disk_rate(store, data, size), 1),
     }
+
+
+def disk_rate(store: ObjectStore, block: bytes, size: int) -> float:
+    """MB/s of writing `size` bytes to a file beside the objects and syncing it."""
+    assert store.local_root is not None
+    with tempfile.NamedTemporaryFile(dir=store.local_root, buffering=0) as file:
+        begun = time.perf_counter()
+        for _ in range(0, size, len(block)):
+            file.write(block)
+        os.fsync(file.fileno())
+        return size / (time.perf_counter() - begun) / 1e6
 
 
 async def measure(folder: Path, lines: int, output_bytes: int) -> dict[str, Any]:

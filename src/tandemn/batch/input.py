@@ -165,6 +165,7 @@ class InputValidator:
         skipped = np.frombuffer(self._skipped, np.uint64)
         if self._repeats is not None:
             repeated = self._report_repeats(self._repeats, np.frombuffer(self._hashes, np.int64))
+            self._repeats = None
             skipped = np.sort(np.concatenate([skipped, starts[repeated]]))
             starts = np.delete(starts, repeated)
         index = LineIndex(starts=starts, skipped=skipped, end=self._bytes)

@@ -27,6 +27,7 @@ MAX_CHUNK_REQUESTS = 10_000
 _HEADER = struct.Struct("<8sQQQ")
 _MAGIC = b"tdm-idx1"
 _POSITION_BYTES = 8
+_ENCODE_POSITIONS = 128 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -43,8 +44,9 @@ class LineIndex:
     def encode(self) -> Iterator[bytes]:
         """Blocks of the stored form: a header, then both arrays, little-endian."""
         yield _HEADER.pack(_MAGIC, len(self.starts), len(self.skipped), self.end)
-        yield self.starts.astype("<u8", copy=False).tobytes()
-        yield self.skipped.astype("<u8", copy=False).tobytes()
+        for positions in (self.starts, self.skipped):
+            for at in range(0, len(positions), _ENCODE_POSITIONS):
+                yield positions[at : at + _ENCODE_POSITIONS].astype("<u8", copy=False).tobytes()
 
     @classmethod
     def decode(cls, data: bytes) -> LineIndex:
