@@ -45,8 +45,7 @@ def spec_of(engine: EngineName) -> EngineSpec:
 
 
 def process_of(spec: EngineSpec, folder: Path) -> EngineProcess:
-    environment = settings.Settings(home=folder)
-    return EngineProcess(adapters(environment)[spec.engine], spec, folder / "engine.log")
+    return EngineProcess(adapters(settings.Settings(home=folder))[spec.engine], spec, folder / "engine.log")
 
 
 @pytest.fixture(

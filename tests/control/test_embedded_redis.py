@@ -248,7 +248,8 @@ def test_strange_characters_in_the_state_folder(tmp_path: Path) -> None:
     home = tmp_path / "a b\"c'\\d\n$e"
     server = EmbeddedRedis(home)
     try:
-        assert server.start_or_adopt().url
+        with Redis.from_url(server.start_or_adopt().url) as redis:
+            assert redis.ping()
         assert server.is_alive()
     finally:
         server.stop()

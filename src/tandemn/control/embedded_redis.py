@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import msgspec
 import psutil
@@ -92,7 +93,7 @@ class RedisProcess:
     @property
     def url(self) -> str:
         """As `RedisQueue` takes it."""
-        return f"unix://{self.socket}"
+        return f"unix://{quote(self.socket)}"
 
 
 class EmbeddedRedis:

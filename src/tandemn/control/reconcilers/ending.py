@@ -58,7 +58,7 @@ async def _assemble(services: Services, job: JobRecord) -> None:
             ("output", names.output_object(job.job_id), assembled.output_bytes),
             ("errors", names.errors_object(job.job_id), assembled.error_bytes),
         ):
-            if size is None:
+            if size == 0:
                 continue
             file = FileRecord(
                 file_id=f"file-{job.job_id}-{kind}",
@@ -72,6 +72,6 @@ async def _assemble(services: Services, job: JobRecord) -> None:
             files.add(connection, file)
             column = "output_file_id" if kind == "output" else "error_file_id"
             jobs.change(connection, job.job_id, **{column: file.file_id})
-        jobs.change(connection, job.job_id, completed=assembled.completed, failed=assembled.failed)
+        jobs.change(connection, job.job_id, completed=assembled.output_lines, failed=assembled.error_lines)
 
     await services.database.run(record)
