@@ -1,3 +1,8 @@
+import os
+import pty
+import subprocess
+import sys
+
 import pytest
 from tests.fakes.user_api import completed, job_status
 
@@ -42,3 +47,22 @@ def test_destroy_needs_one_of_job_and_all(arguments, home, tandemn):
     result = tandemn("destroy", *arguments)
     assert result.code == 2
     assert "give one JOB, or --all" in result.err
+
+
+@pytest.mark.parametrize(("typed", "code", "destroyed"), [(b"y\n", 0, 1), (b"n\n", 1, 0), (b"\n", 1, 0)])
+def test_a_terminal_is_asked_first(typed, code, destroyed, plane):
+    plane.jobs["job-1"] = [job_status()]
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tandemn.cli", "destroy", "--all"],
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    os.close(theirs)
+    os.write(ours, typed)
+    _, err = process.communicate(timeout=60)
+    os.close(ours)
+    assert b"End 1 job and all replicas (job-1)?" in err
+    assert process.returncode == code
+    assert len(plane.called("POST", "/api/jobs/job-1/destroy")) == destroyed
