@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -63,6 +64,12 @@ class Settings(BaseSettings):
 def load() -> Settings:
     """Read the environment now."""
     return Settings()
+
+
+def objects_endpoint() -> str | None:
+    """The S3 endpoint that obstore reads from the environment itself, where it is not Amazon's own."""
+    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+    return next((os.environ[name] for name in names if os.environ.get(name)), None)
 
 
 def python_executable() -> str:
