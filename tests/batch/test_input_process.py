@@ -61,8 +61,12 @@ async def test_a_missing_input_is_not_found(store):
 
 async def test_a_process_that_dies_is_told_with_its_last_words(store):
     parameters = Parameters(
-        store=store.url, name="none", index_store=store.url, index_name="index", max_errors="no number"
-    )  # type: ignore[arg-type]  # what it dies of
+        store=store.url,
+        name="none",
+        index_store=store.url,
+        index_name="index",
+        max_errors="no number",  # type: ignore[arg-type]  # what it dies of
+    )
     with pytest.raises(Broken, match="ValidationError") as failure:
         await validate_in_process(parameters)
     assert failure.value.code == "validation_failed"

@@ -12,6 +12,7 @@ import heapq
 import itertools
 import random
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -450,10 +451,8 @@ class World:
         for work in machine.work:
             # It waits for its uploads under way, too.
             self._show(work.lease.row.chunk, frozenset(work.finished))
-            try:
+            with suppress(ConnectionError, QueueUnavailable, Conflict):
                 self.call(partial(self._release, work))
-            except (ConnectionError, QueueUnavailable, Conflict):
-                pass
         if not self.records[machine.replica_id].state.has_ended:
             self._change(machine.replica_id, goodbye=Goodbye(outcome=outcome))
         machine.alive = False
