@@ -45,6 +45,10 @@ class Settings(BaseSettings):
     """The `vllm` executable, where it is not the one on PATH (it lives in an environment of its own)."""
     engine_start_s: float = Field(default=600.0, gt=0)
     """How long an engine may take to load its model."""
+    router_key: SecretStr | None = None
+    """Bearer key that the router asks its clients for; unset: open to this machine only."""
+    router_admin_key: SecretStr | None = None
+    """Bearer key that changes the router's table; unset: only its file does."""
     metadata_url: str = "http://169.254.169.254"
     """The instance metadata service that announces preemptions on AWS."""
 
