@@ -70,16 +70,16 @@ class _Peek(msgspec.Struct):
     n: int | None = None
     best_of: int | None = None
     return_token_ids: bool | None | msgspec.UnsetType = msgspec.UNSET
-    stop: msgspec.Raw | None = None
-    tools: msgspec.Raw | None = None
-    functions: msgspec.Raw | None = None
-    echo: msgspec.Raw | None = None
-    logprobs: msgspec.Raw | None = None
-    response_format: msgspec.Raw | None = None
+    # Raw cannot be part of a union: absent is empty.
+    tools: msgspec.Raw = msgspec.Raw()
+    functions: msgspec.Raw = msgspec.Raw()
+    echo: msgspec.Raw = msgspec.Raw()
+    logprobs: msgspec.Raw = msgspec.Raw()
+    response_format: msgspec.Raw = msgspec.Raw()
 
 
 _peek = msgspec.json.Decoder(_Peek).decode
-_is_cheaply_no: Final = frozenset({b"", b"null", b"false", b"[]"})
+_SAYS_NOTHING: Final = frozenset({b"", b"null", b"false", b"[]"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +108,11 @@ def read_ask(path: bytes, body: bytes) -> Ask | None:
     plain = (
         (peek.n or 1) == 1
         and (peek.best_of or 1) == 1
-        and (peek.tools is None or bytes(peek.tools) in _is_cheaply_no)
-        and (peek.functions is None or bytes(peek.functions) in _is_cheaply_no)
-        and (peek.echo is None or bytes(peek.echo) in _is_cheaply_no)
-        and (peek.logprobs is None or bytes(peek.logprobs) in _is_cheaply_no)
-        and (peek.response_format is None or b"json" not in bytes(peek.response_format))
+        and bytes(peek.tools) in _SAYS_NOTHING
+        and bytes(peek.functions) in _SAYS_NOTHING
+        and bytes(peek.echo) in _SAYS_NOTHING
+        and bytes(peek.logprobs) in _SAYS_NOTHING
+        and b"json" not in bytes(peek.response_format)
     )
     ids = peek.return_token_ids
     return Ask(
@@ -193,16 +193,16 @@ def continue_stream(
     if not progress.text_length and not progress.ids:
         return _from_the_start(path, body, request, engine, is_chat=is_chat)
     stops = _stop_strings(request)
-    kept = _kept_ids(progress, stops)
-    by_ids = engine is Engine.VLLM and kept > 0 and progress.prompt_ids is not None
-    if by_ids and progress.marks[-1] != (kept, progress.text_length) and request.get("temperature") != 0:
-        by_ids = False  # a sampled answer would not say again what was sent
+    kept, characters = _aligned(progress, stops)
+    # A sampled answer would not say again what was sent, so it can only go on where nothing is to be repeated.
+    is_repeatable = characters == progress.text_length or request.get("temperature") == 0
+    by_ids = engine is Engine.VLLM and kept > 0 and progress.prompt_ids is not None and is_repeatable
     used = kept if kept else progress.content_events
     left, limit_field = _tokens_left(request, progress, used, max_model_len, is_chat=is_chat)
     if left is not None and left <= 0:
         return Finish(events=closing_events(request, progress, "length"))
     if by_ids:
-        return _by_ids(request, progress, kept, left)
+        return _by_ids(request, progress, kept, characters, left)
     return _by_text(request, progress, engine, used, left, limit_field, is_chat=is_chat)
 
 
@@ -222,20 +222,18 @@ def _stop_strings(request: dict[str, Any]) -> list[str]:
     return [text for text in stop if isinstance(text, str) and text] if isinstance(stop, list) else []
 
 
-def _kept_ids(progress: Progress, stops: list[str]) -> int:
-    """How many token ids have their text entirely in the client's hands; 0 where that is not known.
+def _aligned(progress: Progress, stops: list[str]) -> tuple[int, int]:
+    """The last place where text and tokens surely agree: (ids, characters), (0, 0) where there is none.
 
-    An engine with stop strings holds back as many characters as could begin one, so the text of a token is
-    known to be out only when later events have pushed it past that distance.
+    An engine with stop strings holds back as many characters as could begin one, so the tokens of an event
+    reach that much further than its text.
     """
-    if not progress.has_ids or not progress.marks:
-        return 0
-    held_back = max((len(text) for text in stops), default=1) - 1
-    best = 0
-    for ids, characters in progress.marks:
-        if characters + held_back <= progress.text_length:
-            best = ids
-    return best
+    if progress.has_ids:
+        held_back = max((len(text) for text in stops), default=1) - 1
+        for ids, characters in reversed(progress.marks):
+            if characters + held_back <= progress.text_length:
+                return ids, characters + held_back
+    return 0, 0
 
 
 def _tokens_left(
@@ -281,7 +279,9 @@ _CHAT_ONLY: Final = frozenset(
 )
 
 
-def _by_ids(request: dict[str, Any], progress: Progress, kept: int, left: int | None) -> Continuation:
+def _by_ids(
+    request: dict[str, Any], progress: Progress, kept: int, characters: int, left: int | None
+) -> Continuation:
     """Exact: prompt and answer so far as token ids, whatever the tokenizer would make of the text."""
     assert progress.prompt_ids is not None
     body = {name: value for name, value in request.items() if name not in _CHAT_ONLY}
@@ -292,7 +292,6 @@ def _by_ids(request: dict[str, Any], progress: Progress, kept: int, left: int | 
         "return_token_ids": True,
     }
     _lessen_min_tokens(body, kept)
-    characters = next((length for ids, length in progress.marks if ids == kept), progress.text_length)
     return Continuation(
         path=TEXT,
         body=msgspec.json.encode(body),
