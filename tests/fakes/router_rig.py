@@ -12,6 +12,9 @@ import sys
 import time
 from pathlib import Path
 
+from tandemn.fleet.engines.engine import DEMO_MODEL, EngineName, EngineSpec
+from tandemn.fleet.engines.llamacpp import LlamaCpp
+
 KEY = "sk-test-key"
 ADMIN = "sk-admin-key"
 FAKE = Path(__file__).with_name("vllm_backend.py")
@@ -45,15 +48,56 @@ class Process:
             self.kill()
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+class Engine:
+    """The embedded engine with demo/tiny."""
+
+    def __init__(self, folder: Path, port: int | None = None) -> None:
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        adapter = LlamaCpp(folder / "models")
+        spec = EngineSpec(
+            engine=EngineName.LLAMACPP, model=DEMO_MODEL, port=self.port, extra_args=("--slots", "4")
+        )
+        environment = {**os.environ, **adapter.environment(spec)}
+        with (folder / "engine.log").open("ab") as log:
+            self.popen = subprocess.Popen(adapter.command(spec), env=environment, stdout=log, stderr=log)
+        wait_for(self._answers, 60)
+
+    def _answers(self) -> bool:
+        assert self.popen.poll() is None, "the engine ended"
+        with contextlib.suppress(OSError):
+            return ask(self.port, path="/health", method="GET")[0] == 200
+        return False
+
+    def kill(self) -> None:
+        self.popen.kill()
+        self.popen.wait()
+
+    def end(self) -> None:
+        if self.popen.poll() is None:
+            self.kill()
+
+
 class Rig:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.processes: list[Process] = []
+        self.processes: list[Process | Engine] = []
 
     def vllm(self, *, gap_ms: float = 2.0, port: int = 0) -> Process:
         return self._keep(Process([sys.executable, str(FAKE), "--port", str(port), "--gap-ms", str(gap_ms)]))
 
-    def router(self, *backends: dict, limits: dict | None = None, key: str = KEY, extra: tuple[str, ...] = ()) -> Process:
+    def engine(self, port: int | None = None) -> Engine:
+        return self._keep(Engine(self.folder, port))
+
+    def router(
+        self, *backends: dict, limits: dict | None = None, key: str = KEY, extra: tuple[str, ...] = ()
+    ) -> Process:
         table = self.folder / "table.json"
         if backends or not table.exists():
             table.write_text(json.dumps({"version": 1, "backends": list(backends), "limits": limits or {}}))
@@ -61,7 +105,7 @@ class Rig:
         keys = {"TANDEMN_ROUTER_KEY": key, "TANDEMN_ROUTER_ADMIN_KEY": ADMIN}
         return self._keep(Process(argv, **keys))
 
-    def _keep(self, process: Process) -> Process:
+    def _keep(self, process):
         self.processes.append(process)
         return process
 
@@ -74,7 +118,14 @@ def backend(name: str, url: str, market: str = "serverless", **more: object) -> 
     return {"name": name, "market": market, "url": url, **more}
 
 
-def ask(port: int, body: dict | None = None, *, path: str = "/v1/chat/completions", key: str = KEY, method: str = "POST"):
+def ask(
+    port: int,
+    body: dict | None = None,
+    *,
+    path: str = "/v1/chat/completions",
+    key: str = KEY,
+    method: str = "POST",
+):
     """One request over `http.client`; (status, headers, body)."""
     import http.client
 

@@ -101,7 +101,9 @@ class Server:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
                 first, *lines = head.split("\r\n")
                 method, path, _ = first.split(" ")
-                fields = {name.lower(): value.strip() for name, _, value in (x.partition(":") for x in lines if x)}
+                fields = {
+                    name.lower(): value.strip() for name, _, value in (x.partition(":") for x in lines if x)
+                }
                 body = await reader.readexactly(int(fields.get("content-length", 0)))
                 await self.answer(method, path, fields, body, writer)
                 await writer.drain()
@@ -110,7 +112,9 @@ class Server:
         finally:
             writer.close()
 
-    async def answer(self, method: str, path: str, fields: dict, body: bytes, writer: asyncio.StreamWriter) -> None:
+    async def answer(
+        self, method: str, path: str, fields: dict, body: bytes, writer: asyncio.StreamWriter
+    ) -> None:
         if path == "/health":
             self.json(writer, {})
         elif path == "/seen":
@@ -147,7 +151,9 @@ class Server:
         if not body.get("stream"):
             tokens, reason = list(prompt), "length"
             for produced in range(limit):
-                token = next_token(base["model"], b"".join(map(piece, tokens)), produced, body.get("min_tokens", 0))
+                token = next_token(
+                    base["model"], b"".join(map(piece, tokens)), produced, body.get("min_tokens", 0)
+                )
                 tokens.append(token)
                 if token == EOS or text.add(token) is not None:
                     reason = "stop"
@@ -155,7 +161,9 @@ class Server:
             whole = text.take(is_end=True)
             choice = {"message": {"role": "assistant", "content": whole}} if is_chat else {"text": whole}
             usage = self.usage(len(prompt), len(tokens) - len(prompt))
-            self.json(writer, {**base, "choices": [{"index": 0, **choice, "finish_reason": reason}], "usage": usage})
+            self.json(
+                writer, {**base, "choices": [{"index": 0, **choice, "finish_reason": reason}], "usage": usage}
+            )
             return
         self.active += 1
         try:
@@ -171,16 +179,27 @@ class Server:
 
     async def stream(self, body, base, prompt, limit, text, writer, *, is_chat) -> None:
         shows_ids = bool(body.get("return_token_ids"))
-        writer.write(b"HTTP/1.1 200 OK\r\nserver: uvicorn\r\ncontent-type: text/event-stream; charset=utf-8\r\n")
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nserver: uvicorn\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
+        )
         writer.write(b"transfer-encoding: chunked\r\n\r\n")
 
         def send(event: dict | str) -> None:
-            told = event if isinstance(event, str) else json.dumps(event, separators=(",", ":"), ensure_ascii=False)
+            told = (
+                event
+                if isinstance(event, str)
+                else json.dumps(event, separators=(",", ":"), ensure_ascii=False)
+            )
             content = f"data: {told}\n\n".encode()
             writer.write(b"%x\r\n%b\r\n" % (len(content), content))
 
         if is_chat:
-            choice = {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+            choice = {
+                "index": 0,
+                "delta": {"role": "assistant", "content": ""},
+                "logprobs": None,
+                "finish_reason": None,
+            }
             send({**base, "choices": [choice], "prompt_token_ids": prompt if shows_ids else None})
         context, produced, reason = b"".join(map(piece, prompt)), 0, None
         while reason is None:
@@ -188,7 +207,9 @@ class Server:
             produced += 1
             context += piece(token)
             stopped = text.add(token)
-            reason = "stop" if token == EOS or stopped is not None else "length" if produced >= limit else None
+            reason = (
+                "stop" if token == EOS or stopped is not None else "length" if produced >= limit else None
+            )
             new = text.take(is_end=reason is not None)
             choice = {"index": 0, "delta": {"content": new}} if is_chat else {"index": 0, "text": new}
             choice |= {"logprobs": None, "finish_reason": reason}

@@ -7,9 +7,18 @@ import re
 import sys
 
 import pytest
-
-from tests.fakes.router_rig import FAKE, Events, Process, Rig, ask, backend, health, metrics, text_of, wait_for
-
+from tests.fakes.router_rig import (
+    FAKE,
+    Events,
+    Process,
+    Rig,
+    ask,
+    backend,
+    health,
+    metrics,
+    text_of,
+    wait_for,
+)
 
 PATHS = ["/v1/chat/completions", "/v1/completions"]
 
@@ -20,7 +29,9 @@ def rig(tmp_path_factory):
     rig = Rig(tmp_path_factory.mktemp("router"))
     rig.ports = [rig.vllm().port for _ in range(4)]
     urls = [process.url for process in rig.processes]
-    rig.front = rig.router(*(backend(f"b{i}", url, price_usd_per_hour=float(i)) for i, url in enumerate(urls)))
+    rig.front = rig.router(
+        *(backend(f"b{i}", url, price_usd_per_hour=float(i)) for i, url in enumerate(urls))
+    )
     yield rig
     rig.end()
 
@@ -41,14 +52,23 @@ def use_all(rig):
     return health(rig.front.port)["backends"]
 
 
-CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "tell me"}], "temperature": 0, "min_tokens": 120}
+CHAT = {
+    "model": "tiny",
+    "messages": [{"role": "user", "content": "tell me"}],
+    "temperature": 0,
+    "min_tokens": 120,
+}
 TEXT = {"model": "tiny", "prompt": "tell me", "temperature": 0, "min_tokens": 120}
 
 
 def unbroken(process, path, body):
     answer = json.loads(ask(process.port, {**body, "stream": False}, path=path)[2])
     choice = answer["choices"][0]
-    return choice["message"]["content"] if "message" in choice else choice["text"], answer["usage"], choice["finish_reason"]
+    return (
+        choice["message"]["content"] if "message" in choice else choice["text"],
+        answer["usage"],
+        choice["finish_reason"],
+    )
 
 
 def read_killing(victim, rig, path, body, kill_after):
@@ -79,8 +99,12 @@ def test_the_text_equals_the_unbroken_one(rig, backends, path, body, kill_after)
     assert events[-1]["usage"] == usage
     reasons = [c["finish_reason"] for event in events for c in event["choices"] if c["finish_reason"]]
     assert reasons == [reason]
-    assert not any(c.get("token_ids") or c.get("prompt_token_ids") for event in events for c in event["choices"])
-    roles = [event for event in events if event["choices"] and event["choices"][0].get("delta", {}).get("role")]
+    assert not any(
+        c.get("token_ids") or c.get("prompt_token_ids") for event in events for c in event["choices"]
+    )
+    roles = [
+        event for event in events if event["choices"] and event["choices"][0].get("delta", {}).get("role")
+    ]
     assert len(roles) == (1 if "messages" in body else 0)
 
 
@@ -127,7 +151,12 @@ def test_ids_stay_where_the_client_asked_for_them(rig, backends):
     seen = read_killing(backends[0], rig, "/v1/completions", body, 50)
     ids = [token for data in seen[:-1] for c in json.loads(data)["choices"] for token in c["token_ids"] or ()]
     again = Events(backends[1].port, body, path="/v1/completions")
-    want = [token for data in list(again)[:-1] for c in json.loads(data)["choices"] for token in c["token_ids"] or ()]
+    want = [
+        token
+        for data in list(again)[:-1]
+        for c in json.loads(data)["choices"]
+        for token in c["token_ids"] or ()
+    ]
     assert ids == want
 
 
@@ -139,7 +168,17 @@ NOT_RESUMABLE = {
     "structured outputs": {"structured_outputs": {"regex": "a*"}},
     "penalties": {"presence_penalty": 0.5},
     "repetition": {"repetition_penalty": 1.1},
-    "multimodal": {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": "x"}, "text": ""}]}]},
+    "multimodal": {
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "x"},
+                    {"type": "image_url", "image_url": {"url": "x"}, "text": ""},
+                ],
+            }
+        ]
+    },
 }
 
 

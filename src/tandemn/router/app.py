@@ -8,11 +8,9 @@ import gc
 import signal
 import ssl
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from time import monotonic
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import uvloop
@@ -22,6 +20,10 @@ from tandemn.router.downstream import Client
 from tandemn.router.meter import StateFile
 from tandemn.router.router import Keys, Router
 from tandemn.router.table import RoutingTable, read_table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 #: Seconds between saves of the counters: what a kill can lose.
 SAVE_S: Final = 5.0
@@ -51,6 +53,8 @@ def run(options: Options, keys: Keys, announce: Callable[[str], None] | None = N
     """Serve until SIGTERM or SIGINT, then finish the streams under way.
 
     Args:
+        options: where to listen, and with which files.
+        keys: who may do what.
         announce: gets one JSON line once connections are accepted; by default it is printed.
 
     Raises:
@@ -157,7 +161,8 @@ async def _stop(
             client.transport.close()
     deadline = monotonic() + grace_s
     while router.clients and monotonic() < deadline and not hurry.is_set():
-        await asyncio.sleep(0.05)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(hurry.wait(), 0.05)
     for client in list(router.clients):
         client.transport.abort()
     await asyncio.sleep(0)

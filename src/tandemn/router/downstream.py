@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, cast
 
 import httptools
@@ -15,6 +14,8 @@ from tandemn.router.upstream import HIGH_WATER
 from tandemn.router.wire import CONTINUE, MAX_HEAD_BYTES, OWN_FIELDS, Request
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tandemn.router.router import Router
 
 #: Pipelined requests that wait on one connection before it is read no further.
@@ -86,12 +87,12 @@ class Client(asyncio.Protocol):
         except httptools.HttpParserError as exc:
             self._refuse(400, f"not a valid HTTP request: {exc}", "bad_request")
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- asyncio's signature
         self.router.clients.discard(self)
         exchange, self.exchange = self.exchange, None
         self.waiting = None
         self.incoming = None
-        self.parser = None
+        del self.parser  # it refers to this object: no cycle may be left to the collector
         if exchange is not None:
             exchange.cancel()
 
@@ -148,9 +149,9 @@ class Client(asyncio.Protocol):
             request.is_refused = b"Content-Length with Transfer-Encoding"
         if request.connection:
             request.drop_named_by_connection()
-        if request.expects_continue and self.exchange is None and not self.waiting and not request.is_refused:
-            if self.router.why_unauthorized(request) is None:
-                self.write(CONTINUE)
+        is_next = self.exchange is None and not self.waiting and not request.is_refused
+        if request.expects_continue and is_next and self.router.why_unauthorized(request) is None:
+            self.write(CONTINUE)
 
     def on_body(self, piece: bytes) -> None:
         request = self.incoming

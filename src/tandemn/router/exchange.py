@@ -159,9 +159,8 @@ class Exchange:
         target, body = request.target, self.body
         if self.continuation is not None:
             target, body = self.continuation.path, self.continuation.body
-        elif self.ask is not None and self.ask.is_resumable and not self.ask.names_ids:
-            if backend.spec.engine is Engine.VLLM:
-                body = ask_for_ids(body)
+        elif self.ask is not None and self.ask.wants_injection and backend.spec.engine is Engine.VLLM:
+            body = ask_for_ids(body)
         framing = (
             b"Content-Length: %d\r\n" % len(body)
             if body or request.content_length or request.is_chunked
@@ -203,7 +202,7 @@ class Exchange:
         end = data.find(b"\r\n\r\n") + 4
         if end == 3:
             self.pending = data
-            if len(data) > MAX_ANSWER_HEAD_BYTES or not b"HTTP/1."[: len(data)] == data[:7]:
+            if len(data) > MAX_ANSWER_HEAD_BYTES or b"HTTP/1."[: len(data)] != data[:7]:
                 self.fault(Fault.GARBAGE, "the answer is not HTTP", is_sent=True)
             return
         try:
@@ -244,42 +243,53 @@ class Exchange:
             self._begin_body(head, rest)
 
     def _begin_body(self, head: AnswerHead, rest: bytes) -> None:
-        request, client, upstream = self.request, self.client, self.upstream
+        client, upstream = self.client, self.upstream
         assert upstream is not None
-        is_bare = request.method == b"HEAD" or head.status in {204, 304}
-        until_close = not is_bare and not head.is_chunked and head.length is None
-        if until_close or client.wants_close(request):
-            client.closes = True
-        out = head.head
-        if head.is_chunked and not is_bare:
-            self.decoder = ChunkDecoder()
-            if request.version != "1.1":
-                out = rewrite_head(head, framing=b"", close=True)
-                client.closes = True
-        if out is head.head and (not head.is_clean or client.closes):
-            out = rewrite_head(head, framing=None, close=client.closes)
-        self.left = 0 if is_bare else (-1 if head.length is None else head.length)
-        if head.is_chunked or until_close:
-            self.left = 0 if is_bare else -1
-        if 0 <= len(rest) < self.left <= HELD_ANSWER_BYTES and not self.is_flowing and head.status == 200:
-            self.held = [out]
-            out = b""
-        else:
+        is_bare = self.request.method == b"HEAD" or head.status in {204, 304}
+        self._expect_body(head, is_bare=is_bare)
+        out = self._shown_head(head)
+        if self.left == len(rest) and self.decoder is None:
             self.has_answer = True
-        upstream.feed = self._on_body
-        if self.left == 0:
-            client.write(out)
-            self._finish(rest)
-        elif self.decoder is None and self.left == len(rest):
-            client.write(out + rest)
+            client.write(out + rest if rest else out)
             self.left = 0
             self._note_usage(rest)
             self._finish(b"")
+            return
+        upstream.feed = self._on_body
+        if len(rest) < self.left <= HELD_ANSWER_BYTES and not self.is_flowing and head.status == 200:
+            self.held = [out]
         else:
-            if out:
-                client.write(out)
-            if rest:
-                self._on_body(rest)
+            self.has_answer = True
+            client.write(out)
+        if self.left == 0 and self.decoder is None:
+            self._finish(rest)
+        elif rest:
+            self._on_body(rest)
+
+    def _expect_body(self, head: AnswerHead, *, is_bare: bool) -> None:
+        """How long the body is: `left` bytes, -1 for until the connection closes, or as the decoder finds."""
+        if is_bare:
+            self.left = 0
+        elif head.is_chunked:
+            self.left = -1
+            self.decoder = ChunkDecoder()
+        elif head.length is None:
+            self.left = -1
+            self.client.closes = True
+        else:
+            self.left = head.length
+
+    def _shown_head(self, head: AnswerHead) -> bytes:
+        """The head as this client gets it: byte for byte where nothing speaks against it."""
+        client = self.client
+        if client.wants_close(self.request):
+            client.closes = True
+        if self.decoder is not None and self.request.version != "1.1":
+            client.closes = True
+            return rewrite_head(head, framing=b"", close=True)
+        if head.is_clean and not client.closes:
+            return head.head
+        return rewrite_head(head, framing=None, close=client.closes)
 
     def _on_body(self, data: bytes) -> None:
         if self.decoder is not None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from tandemn.router.meter import BackendMeter, Histogram, Meter
 from tandemn.router.routing import Standing, State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from tandemn.router.meter import BackendMeter, Histogram, Meter
 
 _HELP: Final = {
     "requests": "Tries sent to the backend, retries and resumes included.",

@@ -11,12 +11,14 @@ import fcntl
 import os
 from bisect import bisect_left
 from collections import deque
-from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from tandemn.errors import Conflict
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 #: Upper bounds of the TTFT buckets, in seconds: from a warm small model to a cold start.
 TTFT_BOUNDS_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
@@ -153,8 +155,7 @@ class Meter:
         """
         try:
             state = msgspec.json.decode(content)
-            if state["version"] != STATE_VERSION:
-                raise ValueError(f"version {state['version']}")
+            state = {STATE_VERSION: state}[state["version"]]
             for name, saved in state["backends"].items():
                 self.of(name, now).restore(saved)
             self.rejected = {str(reason): int(n) for reason, n in state["rejected"].items()}
@@ -205,7 +206,8 @@ class StateFile:
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace `path`, readable by its owner only, so that a crash leaves the old file or the new one."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

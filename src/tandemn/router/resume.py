@@ -13,19 +13,24 @@ full, and what is generated again (`overlap`) is compared with what was sent, an
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from tandemn.router.progress import Progress
 from tandemn.router.sse import DONE_EVENT
 from tandemn.router.table import Engine
+
+if TYPE_CHECKING:
+    from tandemn.router.progress import Progress
 
 CHAT: Final = b"/v1/chat/completions"
 TEXT: Final = b"/v1/completions"
 
 #: What an absent `max_tokens` means at `/v1/completions` (OpenAI's API, and vLLM).
 TEXT_DEFAULT_MAX_TOKENS: Final = 16
+
+#: Characters that a repetition must have to be recognised: a shorter one may be the answer going on.
+MIN_ECHO: Final = 16
 
 #: Fields that make an answer impossible to continue, where they have a value that says something.
 _NEVER: Final = {
@@ -69,7 +74,7 @@ class _Peek(msgspec.Struct):
     stream: bool = False
     n: int | None = None
     best_of: int | None = None
-    return_token_ids: bool | None | msgspec.UnsetType = msgspec.UNSET
+    return_token_ids: bool | msgspec.UnsetType | None = msgspec.UNSET
     # Raw cannot be part of a union: absent is empty.
     tools: msgspec.Raw = msgspec.Raw()
     functions: msgspec.Raw = msgspec.Raw()
@@ -94,10 +99,15 @@ class Ask:
     names_ids: bool
     """The field is there already, whatever it says."""
 
+    @property
+    def wants_injection(self) -> bool:
+        """Whether the router asks for token ids, for itself only."""
+        return self.is_resumable and not self.names_ids
+
 
 def read_ask(path: bytes, body: bytes) -> Ask | None:
     """What kind of stream the request asks for; None where it is no completion that streams."""
-    if (path != CHAT and path != TEXT) or b'"stream"' not in body:
+    if (path not in (CHAT, TEXT)) or b'"stream"' not in body:
         return None
     try:
         peek = _peek(body)
@@ -162,6 +172,8 @@ class Continuation:
     """Tokens of the answer so far, for usage."""
     overlap: str
     """What it will say first although the client has it: to be compared and dropped."""
+    echo: str = ""
+    """What it may say first, all at once, although the client has it: to be dropped if it does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,13 +209,13 @@ def continue_stream(
     # A sampled answer would not say again what was sent, so it can only go on where nothing is to be repeated.
     is_repeatable = characters == progress.text_length or request.get("temperature") == 0
     by_ids = engine is Engine.VLLM and kept > 0 and progress.prompt_ids is not None and is_repeatable
-    used = kept if kept else progress.content_events
+    used = kept or progress.content_events
     left, limit_field = _tokens_left(request, progress, used, max_model_len, is_chat=is_chat)
     if left is not None and left <= 0:
         return Finish(events=closing_events(request, progress, "length"))
     if by_ids:
         return _by_ids(request, progress, kept, characters, left)
-    return _by_text(request, progress, engine, used, left, limit_field, is_chat=is_chat)
+    return _by_text(request, progress, engine, used=used, left=left, limit_field=limit_field, is_chat=is_chat)
 
 
 def _from_the_start(
@@ -306,15 +318,15 @@ def _by_text(
     request: dict[str, Any],
     progress: Progress,
     engine: Engine,
+    *,
     used: int,
     left: int | None,
     limit_field: str,
-    *,
     is_chat: bool,
 ) -> Continuation | Refusal:
     """By the partial answer's text: the seam is exact, the tokens after it may be cut differently."""
     body = dict(request)
-    overlap = ""
+    echo = ""
     if is_chat:
         if "<think>" in progress.text:
             return Refusal(reason="the template may rewrite the partial answer: it has reasoning")
@@ -322,8 +334,9 @@ def _by_text(
         if engine is not Engine.LLAMACPP:
             body |= {"continue_final_message": True, "add_generation_prompt": False}
         else:
-            # llama.cpp continues a final assistant message by itself and says it again from its start.
-            overlap = body["messages"][-1]["content"]
+            # llama.cpp continues a final assistant message by itself. Whole answers of it begin with that
+            # message; streams of the version at hand do not, others may.
+            echo = body["messages"][-1]["content"]
     else:
         prompt = request["prompt"]
         if isinstance(prompt, str):
@@ -343,7 +356,8 @@ def _by_text(
         is_chat=is_chat,
         kept_ids=0,
         used_tokens=used,
-        overlap=overlap,
+        overlap="",
+        echo=echo if len(echo) >= MIN_ECHO else "",
     )
 
 
@@ -385,7 +399,9 @@ def _usage(prompt: int, completion: int) -> dict[str, int]:
 
 
 def _usage_event(first: dict[str, Any], usage: dict[str, Any]) -> dict[str, Any]:
-    kept = {name: first[name] for name in ("id", "object", "created", "model") if name in first}
+    kept: dict[str, Any] = {
+        name: first[name] for name in ("id", "object", "created", "model") if name in first
+    }
     return {**kept, "choices": [], "usage": usage}
 
 
@@ -428,11 +444,13 @@ class Seam:
     """The shape that the client expects."""
     shows_ids: bool
     overlap: str = field(init=False)
+    echo: str = field(init=False)
     used_before: int = field(init=False)
     prompt_tokens: int | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.overlap = self.continuation.overlap
+        self.echo = self.continuation.echo
         self.used_before = self.continuation.used_tokens
         ids = self.progress.prompt_ids
         self.prompt_tokens = None if ids is None else len(ids)
@@ -514,7 +532,12 @@ class Seam:
         return shown
 
     def _drop_overlap(self, text: str) -> str:
-        if not self.overlap or not text:
+        if not text:
+            return text
+        if self.echo:
+            text = text.removeprefix(self.echo)
+            self.echo = ""
+        if not self.overlap:
             return text
         both = min(len(self.overlap), len(text))
         if text[:both] != self.overlap[:both]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 import math
-from collections.abc import Collection
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Final
@@ -22,6 +21,7 @@ from tandemn.router.table import Backend, Limits, Market, RoutingTable
 from tandemn.router.upstream import IDLE_S, Pool
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     from tandemn.router.downstream import Client
@@ -78,9 +78,8 @@ class BackendRuntime:
     def wire(self, request: Request, target: bytes, framing: bytes, body: bytes) -> bytes:
         """The request as this backend gets it."""
         pieces = [request.method, b" ", self._prefix, target, self._fields, *request.field_lines]
-        if request.authorization is not None and self.router.keys.client is None:
-            if b"authorization" not in self.router.replaced_fields:
-                pieces += (b"Authorization: ", request.authorization, b"\r\n")
+        if request.authorization is not None and self.router.passes_authorization:
+            pieces += (b"Authorization: ", request.authorization, b"\r\n")
         pieces += (framing, b"\r\n", body)
         return b"".join(pieces)
 
@@ -140,6 +139,8 @@ class Router:
         self.is_stopping = False
         self.last_request = -math.inf
         self.replaced_fields: frozenset[bytes] = frozenset()
+        self.passes_authorization = False
+        """An open router leaves authorization to backends that want the client's own."""
         self.plan = Plan(tiers=(), overflow=Overflow(), reason="")
         self._expected = f"Bearer {keys.client}".encode() if keys.client is not None else None
         self._expected_admin = f"Bearer {keys.admin}".encode() if keys.admin is not None else None
@@ -171,6 +172,7 @@ class Router:
         self.inflight = {name: backend.meter.inflight for name, backend in self.backends.items()}
         fields = {name.lower().encode() for spec in table.backends for name in spec.headers}
         self.replaced_fields = frozenset(fields)
+        self.passes_authorization = self.keys.client is None and b"authorization" not in fields
         self.replan()
 
     # --- choosing ---------------------------------------------------------------------------------------

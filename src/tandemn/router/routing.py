@@ -9,12 +9,14 @@ applies these; readers find the reason of every decision in its `reason`.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tandemn.router.table import Market, Probe
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
 
 #: Failures in a row that open a backend's circuit: one error condemns nobody.
 FAILURES_TO_OPEN: Final = 3
@@ -318,7 +320,7 @@ class Step(StrEnum):
     """Once more at the same backend, on a fresh connection."""
     ELSEWHERE = "elsewhere"
     """At another backend; where there is none, what `after_fault` is asked next."""
-    PASS_ON = "pass_on"
+    PASS_ON = "pass_on"  # noqa: S105 -- no password
     """Give the client the answer that came."""
     GIVE_UP = "give_up"
 
@@ -339,6 +341,8 @@ def after_fault(
     """What to do with a request whose try failed before its first byte went out.
 
     Args:
+        fault: how it failed.
+        method: of the request.
         tries: made so far, this one included.
         is_sent: whether the backend may have seen the request.
         is_kept: whether the whole request can be sent again.
@@ -346,17 +350,18 @@ def after_fault(
     """
     answered = fault in {Fault.ERROR_STATUS, Fault.BUSY}
     last = Step.PASS_ON if answered else Step.GIVE_UP
+    step, reason = last, f"{fault}: no other backend"
     if not is_kept:
-        return Verdict(step=last, reason="the request was too long to be kept")
-    if is_sent and method not in _REPEATABLE:
-        return Verdict(step=last, reason=f"{method.decode('latin-1')} must not be repeated")
-    if fault is Fault.STALE:
-        return Verdict(step=Step.SAME, reason="the pooled connection was closed")
-    if tries >= MAX_TRIES:
-        return Verdict(step=last, reason=f"{tries} tries failed")
-    if has_other:
-        return Verdict(step=Step.ELSEWHERE, reason=f"{fault}: another backend has room")
-    if fault is Fault.CLOSED and tries == 1:
+        reason = "the request was too long to be kept"
+    elif is_sent and method not in _REPEATABLE:
+        reason = f"{method.decode('latin-1')} must not be repeated"
+    elif fault is Fault.STALE:
+        step, reason = Step.SAME, "the pooled connection was closed"
+    elif tries >= MAX_TRIES:
+        reason = f"{tries} tries failed"
+    elif has_other:
+        step, reason = Step.ELSEWHERE, f"{fault}: another backend has room"
+    elif fault is Fault.CLOSED and tries == 1:
         # Behind one URL there may be several replicas (SkyServe's balancer): the next try may meet another.
-        return Verdict(step=Step.SAME, reason="closed before the answer; no other backend")
-    return Verdict(step=last, reason=f"{fault}: no other backend")
+        step, reason = Step.SAME, "closed before the answer; no other backend"
+    return Verdict(step=step, reason=reason)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, cast
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tandemn.router.table import Backend, Limits
 
 #: Idle connections kept per backend.

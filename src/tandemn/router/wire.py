@@ -124,7 +124,7 @@ _FIELD: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\0]*?)[
 _HOP_FIELDS: Final = (b"connection", b"keep-alive", b"proxy-connection", b"upgrade", b"te")
 
 
-def read_answer_head(head: bytes) -> AnswerHead:
+def read_answer_head(head: bytes) -> AnswerHead:  # noqa: C901 -- one loop over the fields, run for every answer
     """Read the head of an answer, up to and with the blank line.
 
     Raises:
@@ -180,6 +180,7 @@ def rewrite_head(head: AnswerHead, *, framing: bytes | None, close: bool) -> byt
     """The head as the client gets it, as HTTP/1.1 and without fields of the backend's connection.
 
     Args:
+        head: as it came.
         framing: field lines instead of the backend's Content-Length and Transfer-Encoding; None keeps those.
         close: whether the client's connection ends with this answer.
     """
