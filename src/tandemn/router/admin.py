@@ -22,16 +22,16 @@ _JSON = b"application/json"
 _TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 
 
-def answer(router: Router, request: Request) -> tuple[int, bytes, bytes]:
+def answer(router: Router, request: Request, body: bytes) -> tuple[int, bytes, bytes]:
     """Status, content type and body for one of the router's own paths."""
     try:
-        return _route(router, request)
+        return _route(router, request, body)
     except TandemnError as exc:
-        body = wire.error_body(str(exc), kind="invalid_request_error", code=exc.code)
-        return exc.http_status, _JSON, body
+        error = wire.error_body(str(exc), kind="invalid_request_error", code=exc.code)
+        return exc.http_status, _JSON, error
 
 
-def _route(router: Router, request: Request) -> tuple[int, bytes, bytes]:
+def _route(router: Router, request: Request, body: bytes) -> tuple[int, bytes, bytes]:
     match request.method, request.path:
         case ((b"GET" | b"HEAD"), b"/router/health"):
             return _health(router, request)
@@ -48,7 +48,7 @@ def _route(router: Router, request: Request) -> tuple[int, bytes, bytes]:
             return 200, _JSON, write_table(router.table)
         case b"PUT", b"/router/config":
             _check_admin(router, request)
-            return _replace_table(router, request)
+            return _replace_table(router, body)
         case _, (b"/router/health" | b"/router/config" | b"/metrics"):
             raise InvalidInput(f"{request.method.decode()} is not possible here", code="method_not_allowed")
         case _:
@@ -65,8 +65,8 @@ def _check_admin(router: Router, request: Request) -> None:
         raise NotAllowed("the routing table needs the admin key")
 
 
-def _replace_table(router: Router, request: Request) -> tuple[int, bytes, bytes]:
-    table = read_table(b"".join(request.body))
+def _replace_table(router: Router, body: bytes) -> tuple[int, bytes, bytes]:
+    table = read_table(body)
     if router.table_path is not None:
         # First the file: a router that dies after answering must not come back with the old table.
         write_atomically(router.table_path, write_table(table))

@@ -22,6 +22,22 @@ if TYPE_CHECKING:
 MAX_PIPELINED: Final = 32
 
 
+#: Heads that were parsed already; clients repeat theirs, but for Content-Length. Bounds the memory: about 2 KB each.
+MAX_KNOWN_HEADS: Final = 4096
+
+
+class Incoming:
+    """A request whose body is still coming, or that waits for its turn."""
+
+    __slots__ = ("body", "body_bytes", "is_complete", "request")
+
+    def __init__(self) -> None:
+        self.request = Request()
+        self.body: list[bytes] = []
+        self.body_bytes = 0
+        self.is_complete = False
+
+
 class Client(asyncio.Protocol):
     """One connection; requests that are pipelined wait for the one before them."""
 
@@ -49,14 +65,14 @@ class Client(asyncio.Protocol):
         """Whether the connection ends with the answer under way."""
         self.exchange: Exchange | None = None
         self.head_bytes = 0
-        self.incoming: Request | None = None
+        self.incoming: Incoming | None = None
         self.is_paused = False
         """Whether the client takes what it gets too slowly."""
         self.is_reading_paused = False
         self.parser = httptools.HttpRequestParser(self)
         self.refusal = b""
         """What is left to say before closing, once the answers before it are out."""
-        self.waiting: deque[Request] | None = None
+        self.waiting: deque[Incoming] | None = None
 
     # --- the connection ---------------------------------------------------------------------------------
 
@@ -70,8 +86,23 @@ class Client(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self.refusal:
             return
+        if self.incoming is None and not self.head_bytes:
+            end = data.find(b"\r\n\r\n") + 4
+            head = data[:end]
+            known = self.router.known_heads.get(head)
+            if known is not None and len(data) - end == (known.content_length or 0):
+                # The same bytes as a head that was parsed before, and the whole body with it.
+                if self.exchange is None and not self.waiting:
+                    self._start(known, data[end:])
+                    return
+            self._parse(data)
+            self._remember(head, len(data) - end)
+        else:
+            self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
         incoming = self.incoming
-        if incoming is None or not incoming.method:
+        if incoming is None or not incoming.request.method:
             self.head_bytes += len(data)
             is_long = self.head_bytes > MAX_HEAD_BYTES
             if (
@@ -86,6 +117,20 @@ class Client(asyncio.Protocol):
             self._refuse(501, "upgrades and CONNECT are not supported", "not_implemented")
         except httptools.HttpParserError as exc:
             self._refuse(400, f"not a valid HTTP request: {exc}", "bad_request")
+
+    def _remember(self, head: bytes, body_bytes: int) -> None:
+        """Keep a head that was just parsed, if it is of the plain kind that comes again."""
+        exchange, known_heads = self.exchange, self.router.known_heads
+        if exchange is None or self.incoming is not None or self.waiting or self.refusal:
+            return
+        request = exchange.request
+        is_plain = (
+            request.version == "1.1" and request.keep_alive and not request.is_chunked and not request.is_own
+        )
+        if is_plain and not request.expects_continue and (request.content_length or 0) == body_bytes:
+            if len(known_heads) >= MAX_KNOWN_HEADS:
+                known_heads.clear()
+            known_heads[head] = request
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- asyncio's signature
         self.router.clients.discard(self)
@@ -123,67 +168,65 @@ class Client(asyncio.Protocol):
     # --- the parser's callbacks -------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        self.incoming = Request()
+        self.incoming = Incoming()
 
     def on_url(self, target: bytes) -> None:
         assert self.incoming is not None
-        self.incoming.target += target
+        self.incoming.request.target += target
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        request = self.incoming
-        assert request is not None
-        lower = name.lower()
+        incoming = self.incoming
+        assert incoming is not None
+        request = incoming.request
         if request.method:
             return  # a trailer: dropped, as RFC 9110 6.5.1 allows where the message is put together anew
+        lower = name.lower()
         if lower in OWN_FIELDS:
             request.own_field(lower, value)
         elif lower not in self.router.replaced_fields:
-            request.field_lines += (name, b": ", value, b"\r\n")
+            request.pieces += (name, b": ", value, b"\r\n")
 
     def on_headers_complete(self) -> None:
-        request, parser = self.incoming, self.parser
-        assert request is not None
-        request.method = parser.get_method()
-        request.version = parser.get_http_version()
-        if request.is_chunked and request.content_length is not None:
-            request.is_refused = b"Content-Length with Transfer-Encoding"
-        if request.connection:
-            request.drop_named_by_connection()
-        is_next = self.exchange is None and not self.waiting and not request.is_refused
+        parser = self.parser
+        assert self.incoming is not None
+        request = self.incoming.request
+        request.complete(
+            parser.get_method(), parser.get_http_version(), keep_alive=parser.should_keep_alive()
+        )
+        is_next = self.exchange is None and not self.waiting and not request.why_refused
         if request.expects_continue and is_next and self.router.why_unauthorized(request) is None:
             self.write(CONTINUE)
 
     def on_body(self, piece: bytes) -> None:
-        request = self.incoming
-        assert request is not None
+        incoming = self.incoming
+        assert incoming is not None
         exchange = self.exchange
-        if exchange is not None and exchange.request is request:
+        if exchange is not None and exchange.incoming is incoming:
             exchange.more_body(piece)
             return
-        request.body.append(piece)
-        request.body_bytes += len(piece)
-        if request.body_bytes > self.router.table.limits.kept_body_bytes:
+        incoming.body.append(piece)
+        incoming.body_bytes += len(piece)
+        if incoming.body_bytes > self.router.table.limits.kept_body_bytes:
             if exchange is None and not self.waiting:
-                self._start(request)
+                self._start(incoming.request, b"", incoming)
             else:
                 self.pause_reading()  # until its turn comes
 
     def on_message_complete(self) -> None:
-        request, parser = self.incoming, self.parser
-        assert request is not None
-        request.is_complete = True
-        request.keep_alive = parser.should_keep_alive()
+        incoming = self.incoming
+        assert incoming is not None
+        incoming.is_complete = True
         self.incoming = None
         self.head_bytes = 0
         exchange = self.exchange
-        if exchange is None:
-            self._start(request)
-        elif exchange.request is request:
+        if exchange is None and not self.waiting:
+            self._start_incoming(incoming)
+        elif exchange is not None and exchange.incoming is incoming:
             exchange.body_ended()
         else:
             if self.waiting is None:
                 self.waiting = deque()
-            self.waiting.append(request)
+            self.waiting.append(incoming)
             if len(self.waiting) >= MAX_PIPELINED:
                 self.pause_reading()
 
@@ -198,24 +241,25 @@ class Client(asyncio.Protocol):
             or bool(self.refusal)
         )
 
-    def _start(self, request: Request) -> None:
+    def _start_incoming(self, incoming: Incoming) -> None:
+        body = incoming.body
+        self._start(incoming.request, body[0] if len(body) == 1 else b"".join(body))
+
+    def _start(self, request: Request, body: bytes, incoming: Incoming | None = None) -> None:
         router = self.router
-        if request.is_refused:
-            reason = request.is_refused.decode()
-            self._refuse(400, f"ambiguous framing: {reason}", "bad_request")
-            return
-        exchange = self.exchange = Exchange(router, self, request)
-        refused = router.why_unauthorized(request)
-        if refused is not None:
+        exchange = self.exchange = Exchange(router, self, request, body, incoming)
+        if request.why_refused:
+            self.exchange = None
+            self._refuse(400, f"ambiguous framing: {request.why_refused}", "bad_request")
+        elif request.is_own:
+            self._answer_own(exchange, *router.own_endpoint(request, body))
+        elif (refused := router.why_unauthorized(request)) is not None:
             router.meter.reject("unauthorized")
             exchange.own_answer(401, refused, fields=b"WWW-Authenticate: Bearer\r\n")
-        elif request.target.startswith(b"/router/") or request.path == b"/metrics":
-            status, content_type, body = router.own_endpoint(request)
-            self._answer_own(exchange, status, content_type, body)
         elif router.is_stopping:
             router.meter.reject("stopping")
-            body = wire.error_body("the router is stopping", kind="server_error", code="stopping")
-            exchange.own_answer(503, body, fields=b"Retry-After: 1\r\n")
+            stopping = wire.error_body("the router is stopping", kind="server_error", code="stopping")
+            exchange.own_answer(503, stopping, fields=b"Retry-After: 1\r\n")
         else:
             exchange.begin()
 
@@ -231,11 +275,11 @@ class Client(asyncio.Protocol):
         if self.exchange is not exchange:
             return
         self.exchange = None
-        if self.closes or not exchange.request.is_complete:
+        incoming = exchange.incoming
+        if self.closes or (incoming is not None and not incoming.is_complete):
             # An answer before the request's end: what follows on the connection would be misread.
             self.transport.close()
-            return
-        if self.waiting:
+        elif self.waiting:
             # Not recursively: a pipeline of many quick answers would go deep.
             asyncio.get_running_loop().call_soon(self._next)
         elif self.refusal:
@@ -248,7 +292,7 @@ class Client(asyncio.Protocol):
 
     def _next(self) -> None:
         if self.exchange is None and self.waiting and not self.transport.is_closing():
-            self._start(self.waiting.popleft())
+            self._start_incoming(self.waiting.popleft())
             if len(self.waiting or ()) < MAX_PIPELINED:
                 self.resume_reading()
 
@@ -257,6 +301,6 @@ class Client(asyncio.Protocol):
         self.router.meter.reject(code)
         body = wire.error_body(message, kind="invalid_request_error", code=code)
         self.refusal = wire.answer(status, body, close=True)
-        if self.exchange is None and not self.waiting:
+        if self.exchange is None and not self.waiting and not self.transport.is_closing():
             self.write(self.refusal)
             self.transport.close()

@@ -23,12 +23,12 @@ from tandemn.router.wire import (
     answer,
     error_body,
     find_usage,
-    read_answer_head,
+    answer_head,
     rewrite_head,
 )
 
 if TYPE_CHECKING:
-    from tandemn.router.downstream import Client
+    from tandemn.router.downstream import Client, Incoming
     from tandemn.router.router import BackendRuntime, Router
 
 #: Answers up to this size are held until they are whole, so that a backend lost half-way can be replaced.
@@ -52,7 +52,7 @@ class Exchange:
         "has_answer",
         "head",
         "held",
-        "is_flowing",
+        "incoming",
         "left",
         "pending",
         "request",
@@ -63,14 +63,18 @@ class Exchange:
         "upstream",
     )
 
-    def __init__(self, router: Router, client: Client, request: Request) -> None:
+    def __init__(
+        self, router: Router, client: Client, request: Request, body: bytes, incoming: Incoming | None
+    ) -> None:
         self.router = router
         self.client = client
         self.request = request
+        self.incoming = incoming
+        """The body where it is passed on as it comes, and not kept."""
         self.ask: Ask | None = None
         self.backend: BackendRuntime | None = None
         self.began_at = monotonic()
-        self.body = b""
+        self.body = body
         self.connecting: asyncio.Task[None] | None = None
         self.continuation: Continuation | None = None
         self.decoder: ChunkDecoder | None = None
@@ -78,8 +82,6 @@ class Exchange:
         """Whether bytes of the answer went out: from then on nothing can be tried elsewhere."""
         self.head: AnswerHead | None = None
         self.held: list[bytes] | None = None
-        self.is_flowing = False
-        """Whether the body is passed on as it comes, and no longer kept."""
         self.left = 0
         self.pending = b""
         self.stream: Stream | None = None
@@ -91,20 +93,13 @@ class Exchange:
 
     def begin(self) -> None:
         """Send the request to the best backend, or refuse it."""
-        request = self.request
-        if request.is_complete:
-            body = request.body
-            self.body = body[0] if len(body) == 1 else b"".join(body)
-            request.body = []
-            if request.method == b"POST":
-                self.ask = read_ask(request.path, self.body)
-        else:
-            self.is_flowing = True
-        backend = self.router.choose(())
+        if self.request.method == b"POST" and self.incoming is None:
+            self.ask = read_ask(self.request.path, self.body)
+        backend = self.router.choose((), self.began_at)
         if backend is None:
             self._refuse()
         else:
-            self.attempt(backend)
+            self.attempt(backend, self.began_at)
 
     def _refuse(self) -> None:
         reason, status, message, wait_s = self.router.why_refused()
@@ -112,16 +107,16 @@ class Exchange:
         body = error_body(message, kind="rate_limit_error" if status == 429 else "server_error", code=reason)
         self.own_answer(status, body, fields=b"Retry-After: %d\r\n" % wait_s)
 
-    def attempt(self, backend: BackendRuntime, *, is_fresh: bool = False) -> None:
+    def attempt(self, backend: BackendRuntime, now: float, *, is_fresh: bool = False) -> None:
         """Try there, on a pooled connection if there is one."""
         self.backend = backend
         self.tries += 1
-        backend.begin(self, monotonic())
+        backend.begin(self, now)
         upstream = None if is_fresh else backend.pool.take()
         if upstream is not None:
             self._send(upstream)
             return
-        if self.is_flowing:
+        if self.incoming is not None:
             self.client.pause_reading()
         self.connecting = asyncio.get_running_loop().create_task(self._connect(backend))
 
@@ -138,53 +133,53 @@ class Exchange:
         self._send(upstream)
 
     def _send(self, upstream: Upstream) -> None:
-        backend = self.backend
+        backend, request = self.backend, self.request
         assert backend is not None
         self.upstream = upstream
-        self.pending = b""
         upstream.feed = self._on_head
         upstream.lost = self._on_lost
-        request = self.request
-        if self.is_flowing:
-            upstream.paused = self._on_upstream_paused
-            framing = b"Transfer-Encoding: chunked\r\n" if request.is_chunked else self._length_field()
-            kept, request.body = request.body, []
-            upstream.write(backend.wire(request, request.target, framing, b""))
-            self.client.resume_reading()
-            for piece in kept:
-                self.more_body(piece)
-            if request.is_complete:
-                self.body_ended()
+        if self.incoming is not None:
+            self._send_flowing(upstream, backend, self.incoming)
             return
         target, body = request.target, self.body
         if self.continuation is not None:
             target, body = self.continuation.path, self.continuation.body
         elif self.ask is not None and self.ask.wants_injection and backend.spec.engine is Engine.VLLM:
             body = ask_for_ids(body)
-        framing = (
-            b"Content-Length: %d\r\n" % len(body)
-            if body or request.content_length or request.is_chunked
-            else b""
-        )
-        upstream.write(backend.wire(request, target, framing, body))
+        if body or request.has_body:
+            upstream.write(backend.wire(request, target, b"Content-Length: %d\r\n\r\n%b" % (len(body), body)))
+        else:
+            upstream.write(backend.wire(request, target, b"\r\n"))
         if self.client.is_paused:
             upstream.transport.pause_reading()
 
-    def _length_field(self) -> bytes:
-        length = self.request.content_length
-        return b"" if length is None else b"Content-Length: %b\r\n" % length
+    def _send_flowing(self, upstream: Upstream, backend: BackendRuntime, incoming: Incoming) -> None:
+        """Head and what has come of the body; the rest follows as it comes."""
+        request = self.request
+        upstream.paused = self._on_upstream_paused
+        framing = b"Transfer-Encoding: chunked\r\n\r\n"
+        if not request.is_chunked:
+            framing = b"Content-Length: %d\r\n\r\n" % (request.content_length or 0)
+        upstream.write(backend.wire(request, request.target, framing))
+        kept, incoming.body = incoming.body, []
+        self.client.resume_reading()
+        for piece in kept:
+            self.more_body(piece)
+        if incoming.is_complete:
+            self.body_ended()
 
     def more_body(self, piece: bytes) -> None:
         """The next piece of a body that is not kept."""
         if self.upstream is None:
-            self.request.body.append(piece)  # still connecting; the client is paused meanwhile
+            assert self.incoming is not None
+            self.incoming.body.append(piece)  # still connecting; the client is paused meanwhile
         elif self.request.is_chunked:
             self.upstream.write(b"%x\r\n%b\r\n" % (len(piece), piece))
         else:
             self.upstream.write(piece)
 
     def body_ended(self) -> None:
-        if self.upstream is not None and self.is_flowing and self.request.is_chunked:
+        if self.upstream is not None and self.request.is_chunked:
             self.upstream.write(b"0\r\n\r\n")
 
     def _on_upstream_paused(self, is_paused: bool) -> None:  # noqa: FBT001 -- a protocol callback
@@ -206,7 +201,7 @@ class Exchange:
                 self.fault(Fault.GARBAGE, "the answer is not HTTP", is_sent=True)
             return
         try:
-            head = read_answer_head(data[:end])
+            head = answer_head(data[:end])
         except Garbled as exc:
             self.fault(Fault.GARBAGE, str(exc), is_sent=True)
             return
@@ -252,11 +247,12 @@ class Exchange:
             self.has_answer = True
             client.write(out + rest if rest else out)
             self.left = 0
-            self._note_usage(rest)
+            if head.is_json:
+                self._note_usage(rest)
             self._finish(b"")
             return
         upstream.feed = self._on_body
-        if len(rest) < self.left <= HELD_ANSWER_BYTES and not self.is_flowing and head.status == 200:
+        if len(rest) < self.left <= HELD_ANSWER_BYTES and self.incoming is None and head.status == 200:
             self.held = [out]
         else:
             self.has_answer = True
@@ -347,7 +343,8 @@ class Exchange:
         """The answer is complete."""
         head = self.head
         assert head is not None
-        self.release(reusable=head.keep_alive and not extra and self.request.is_complete)
+        is_sent = self.incoming is None or self.incoming.is_complete
+        self.release(reusable=head.keep_alive and not extra and is_sent)
         self.client.exchange_done(self)
 
     def release(self, *, reusable: bool) -> None:
@@ -395,19 +392,20 @@ class Exchange:
         backend = self.backend
         assert backend is not None
         tried = self.tried if backend.spec.name in self.tried else (*self.tried, backend.spec.name)
-        other = self.router.choose(tried)
+        now = monotonic()
+        other = self.router.choose(tried, now)
         verdict = after_fault(
             fault,
             method=self.request.method,
             tries=self.tries,
             is_sent=is_sent,
-            is_kept=not self.is_flowing,
+            is_kept=self.incoming is None,
             has_other=other is not None,
         )
         if verdict.step is Step.PASS_ON:
             return False
         if fault is not Fault.STALE and not is_counted:
-            backend.failed(why, monotonic())
+            backend.failed(why, now)
         self.release(reusable=False)
         self.held = None
         self.pending = b""
@@ -420,10 +418,10 @@ class Exchange:
         backend.counts["retries"] += 1
         if verdict.step is Step.ELSEWHERE and other is not None:
             self.tried = tried
-            self.attempt(other)
+            self.attempt(other, now)
         else:
             self.tries -= fault is Fault.STALE
-            self.attempt(backend, is_fresh=True)
+            self.attempt(backend, now, is_fresh=True)
         return True
 
     def _broken(self, why: str) -> None:

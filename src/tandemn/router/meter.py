@@ -77,7 +77,10 @@ class BackendMeter:
 
     def begin(self, now: float) -> None:
         """A try starts at this backend."""
-        self.settle(now)
+        if self.inflight:
+            self.settle(now)
+        else:
+            self._changed_at = now
         self.inflight += 1
         self.counts["requests"] += 1
 

@@ -18,10 +18,8 @@ PROBE_LIMIT_S: Final = 5.0
 
 async def probe(backend: BackendRuntime) -> ProbeResult:
     """Well is a 2xx answer to the health path; nothing else that a server says is."""
-    request = Request()
-    request.method = b"GET"
     target = backend.spec.health_path.encode()
-    wire = backend.wire(request, target, b"Connection: close\r\n", b"")
+    wire = backend.wire(Request(b"GET", target), target, b"Connection: close\r\n\r\n")
     try:
         async with asyncio.timeout(PROBE_LIMIT_S):
             upstream = await backend.pool.open()

@@ -75,24 +75,18 @@ class BackendRuntime:
         """Tries without a first byte yet, the oldest first."""
         self._prefix, self._fields = wire_prefix(spec)
 
-    def wire(self, request: Request, target: bytes, framing: bytes, body: bytes) -> bytes:
-        """The request as this backend gets it."""
-        pieces = [request.method, b" ", self._prefix, target, self._fields, *request.field_lines]
+    def wire(self, request: Request, target: bytes, end: bytes) -> bytes:
+        """The request as this backend gets it; `end` is the framing, the blank line and the body."""
         if request.authorization is not None and self.router.passes_authorization:
-            pieces += (b"Authorization: ", request.authorization, b"\r\n")
-        pieces += (framing, b"\r\n", body)
-        return b"".join(pieces)
+            end = b"Authorization: %b\r\n%b" % (request.authorization, end)
+        return b"".join((request.method, b" ", self._prefix, target, self._fields, request.fields, end))
 
     def begin(self, exchange: Exchange, now: float) -> None:
         self.meter.begin(now)
-        self.router.inflight[self.spec.name] += 1
         self.waiting[exchange] = now
 
     def end(self, exchange: Exchange, now: float) -> None:
         self.meter.end(now)
-        inflight = self.router.inflight
-        if self.spec.name in inflight:
-            inflight[self.spec.name] -= 1
         self.waiting.pop(exchange, None)
 
     def answered(self, now: float) -> None:
@@ -132,7 +126,7 @@ class Router:
         self.table = table
         self.meter = Meter()
         self.backends: dict[str, BackendRuntime] = {}
-        self.inflight: dict[str, int] = {}
+        self.known_heads: dict[bytes, Request] = {}
         self.clients: set[Client] = set()
         self.streams: set[Stream] = set()
         self.kept_bytes = 0
@@ -142,6 +136,8 @@ class Router:
         self.passes_authorization = False
         """An open router leaves authorization to backends that want the client's own."""
         self.plan = Plan(tiers=(), overflow=Overflow(), reason="")
+        self._first: BackendRuntime | None = None
+        """Where the plan leaves no choice: found without looking any further."""
         self._expected = f"Bearer {keys.client}".encode() if keys.client is not None else None
         self._expected_admin = f"Bearer {keys.admin}".encode() if keys.admin is not None else None
 
@@ -169,7 +165,7 @@ class Router:
             old.pool.close()
             if old.probing is not None:
                 old.probing.cancel()
-        self.inflight = {name: backend.meter.inflight for name, backend in self.backends.items()}
+        self.known_heads.clear()  # they were read under the old table
         fields = {name.lower().encode() for spec in table.backends for name in spec.headers}
         self.replaced_fields = frozenset(fields)
         self.passes_authorization = self.keys.client is None and b"authorization" not in fields
@@ -182,7 +178,9 @@ class Router:
         now = monotonic()
         candidates = [self._candidate(backend, now) for backend in self.backends.values()]
         given = self.table.limits.spot_ttft_s
-        self.plan = routing.make_plan(candidates, self.plan.overflow, spot_ttft_s=given, now=now)
+        self.plan = plan = routing.make_plan(candidates, self.plan.overflow, spot_ttft_s=given, now=now)
+        is_alone = bool(plan.tiers) and len(plan.tiers[0]) == 1 and not plan.overflow.active
+        self._first = self.backends[plan.tiers[0][0].name] if is_alone else None
 
     def _candidate(self, backend: BackendRuntime, now: float) -> Candidate:
         spec = backend.spec
@@ -199,20 +197,24 @@ class Router:
             waiting_s=now - oldest,
         )
 
-    def choose(self, excluded: Collection[str]) -> BackendRuntime | None:
+    def choose(self, excluded: Collection[str], now: float) -> BackendRuntime | None:
         """The backend for the next try; None where all are full, tried or absent."""
-        self.last_request = monotonic()
-        choice = routing.pick(self.plan, self.inflight, excluded)
+        self.last_request = now
+        first = self._first
+        if first is not None and not excluded:
+            room = first.spec.room
+            if room is None or first.meter.inflight < room:
+                return first
+        inflight = {name: backend.meter.inflight for name, backend in self.backends.items()}
+        choice = routing.pick(self.plan, inflight, excluded)
         if choice is None:
             return None
         backend = self.backends[choice.name]
-        plan = self.plan
-        if not excluded and backend.spec.market is Market.SERVERLESS and choice not in plan.tiers[0]:
-            self.replan()  # the cheap ones are full: let the overflow begin
+        if not excluded and backend.spec.market is Market.SERVERLESS:
+            if choice not in self.plan.tiers[0]:
+                self.replan()  # the cheap ones are full: let the overflow begin
             if self.plan.overflow.active:
                 backend.counts["overflowed"] += 1
-        elif plan.overflow.active and backend.spec.market is Market.SERVERLESS:
-            backend.counts["overflowed"] += 1
         return backend
 
     def why_refused(self) -> tuple[str, int, str, int]:
@@ -233,8 +235,6 @@ class Router:
         expected = self._expected
         if expected is None or hmac.compare_digest(request.authorization or b"", expected):
             return None
-        if request.path.startswith(b"/router/") or request.path == b"/metrics":
-            return None  # these check for themselves
         return wire.error_body(
             "missing or wrong API key: send `Authorization: Bearer KEY`",
             kind="invalid_request_error",
@@ -254,8 +254,9 @@ class Router:
         )
         return has_key or self.is_admin(request)
 
-    def own_endpoint(self, request: Request) -> tuple[int, bytes, bytes]:
-        return admin.answer(self, request)
+    def own_endpoint(self, request: Request, body: bytes) -> tuple[int, bytes, bytes]:
+        """Status, content type and body of one of the router's own paths."""
+        return admin.answer(self, request, body)
 
     # --- time passes ------------------------------------------------------------------------------------
 
@@ -301,7 +302,7 @@ class Router:
             if now - since < shortest:
                 break
             limit = stream_limit if exchange.ask is not None else answer_limit
-            if now - since >= limit and exchange.upstream is not None and not exchange.is_flowing:
+            if now - since >= limit and exchange.upstream is not None and exchange.incoming is None:
                 slow.append((exchange, limit))
         for exchange, limit in slow:
             exchange.fault(Fault.SLOW, f"no answer within {limit:g} s", is_sent=True)

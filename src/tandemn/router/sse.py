@@ -154,9 +154,7 @@ def as_chunk(content: bytes) -> bytes:
 LAST_CHUNK: Final = b"0\r\n\r\n"
 DONE_EVENT: Final = b"data: [DONE]\n\n"
 
-_DATA_LINE = re.compile(rb"^data: ?(.*?)\r?$", re.MULTILINE)
-
 
 def data_of(events: bytes) -> list[bytes]:
     """The data of each event; every one that OpenAI's API knows is on a single line."""
-    return _DATA_LINE.findall(events)
+    return [line[5:].strip() for line in events.split(b"\n") if line.startswith(b"data:")]

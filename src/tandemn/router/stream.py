@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import zlib
 from bisect import bisect_left
 from time import monotonic
 from typing import TYPE_CHECKING, Final
@@ -32,8 +33,8 @@ from tandemn.router.wire import AnswerHead, find_usage, rewrite_head
 if TYPE_CHECKING:
     from tandemn.router.exchange import Exchange
 
-#: Kept bytes that are folded into text and ids at once: 30 to 40 events.
-FOLD_BYTES: Final = 8 << 10
+#: Kept bytes that are packed at once: about 70 events, 0.3 µs each.
+PACK_BYTES: Final = 16 << 10
 #: Shorter pieces are no events with text: `[DONE]`, comments, the last chunk.
 MIN_EVENT_BYTES: Final = 32
 #: Seconds between tries to continue one stream; a backend that restarts in place gets a few seconds.
@@ -55,7 +56,6 @@ class Stream:
         "decoder",
         "events",
         "exchange",
-        "folded_bytes",
         "hides_ids",
         "is_done",
         "kept",
@@ -63,6 +63,8 @@ class Stream:
         "last_at",
         "last_data",
         "left",
+        "packed",
+        "packed_bytes",
         "progress",
         "resumes",
         "seam",
@@ -77,7 +79,7 @@ class Stream:
         assert backend is not None
         ask = exchange.ask
         self.exchange = exchange
-        self.can_resume = ask is not None and ask.is_resumable and not exchange.is_flowing
+        self.can_resume = ask is not None and ask.is_resumable and exchange.incoming is None
         # vLLM writes null where ids were not asked for: with null in their place nothing shows.
         is_asked = self.can_resume and ask is not None and not ask.names_ids
         self.hides_ids = is_asked and backend.spec.engine is Engine.VLLM
@@ -87,11 +89,12 @@ class Stream:
         self.clean = False
         """Whether the next byte begins a chunk and an event."""
         self.events = 0
-        self.folded_bytes = 0
         self.is_done = False
         self.kept: list[bytes] = []
         self.kept_bytes = 0
         self.last_at = 0.0
+        self.packed: list[bytes] = []
+        self.packed_bytes = 0
         self.last_data = b""
         self.progress: Progress | None = None
         self.resumes = 0
@@ -151,8 +154,8 @@ class Stream:
                 if self.can_resume:
                     self.kept.append(data)
                     self.kept_bytes += len(data)
-                    if self.kept_bytes > FOLD_BYTES:
-                        self._fold()
+                    if self.kept_bytes > PACK_BYTES:
+                        self._pack()
                 if self.hides_ids:
                     data = self._hide(data, at)
                 self.write(data)
@@ -221,8 +224,8 @@ class Stream:
         if self.can_resume:
             self.kept.append(events)
             self.kept_bytes += len(events)
-            if self.kept_bytes > FOLD_BYTES:
-                self._fold()
+            if self.kept_bytes > PACK_BYTES:
+                self._pack()
         self._out(_IDS.sub(_HIDDEN, events) if self.hides_ids else events)
 
     def _note_time(self, now: float) -> None:
@@ -238,29 +241,38 @@ class Stream:
         if events:
             self.write(as_chunk(events) if self.exchange.request.version == "1.1" else events)
 
-    def _fold(self) -> None:
-        if not self.kept:
-            return
+    def _pack(self) -> None:
+        """Put what is kept away until it is needed: events resemble each other, so they shrink to a tenth."""
+        packed = zlib.compress(b"".join(self.kept), 1)
+        self.kept.clear()
+        self.kept_bytes = 0
+        self.packed.append(packed)
+        self.packed_bytes += len(packed)
+        router = self.exchange.router
+        router.kept_bytes += len(packed)
+        limits = router.table.limits
+        if self.packed_bytes > limits.kept_stream_bytes or router.kept_bytes > limits.kept_total_bytes:
+            self.can_resume = False
+            self.why_not = "the answer is longer than what is kept"
+            self._forget()
+
+    def _unpack(self) -> Progress:
+        """How far the stream has come, from what was kept since the last break."""
         progress = self.progress
         if progress is None:
             progress = self.progress = Progress()
+        for packed in self.packed:
+            progress.fold(zlib.decompress(packed))
         progress.fold(b"".join(self.kept))
-        self.kept.clear()
-        self.kept_bytes = 0
-        router = self.exchange.router
-        router.kept_bytes += progress.size - self.folded_bytes
-        self.folded_bytes = progress.size
-        limits = router.table.limits
-        if progress.size > limits.kept_stream_bytes or router.kept_bytes > limits.kept_total_bytes:
-            self._forget()
+        self._forget()
+        return progress
 
     def _forget(self) -> None:
-        """Too much is kept already: this stream can no longer be resumed."""
-        self.can_resume = False
-        self.why_not = "the answer is longer than what is kept"
-        self.progress = None
-        self.exchange.router.kept_bytes -= self.folded_bytes
-        self.folded_bytes = 0
+        self.exchange.router.kept_bytes -= self.packed_bytes
+        self.packed_bytes = 0
+        self.packed.clear()
+        self.kept.clear()
+        self.kept_bytes = 0
 
     # --- the end ----------------------------------------------------------------------------------------
 
@@ -287,8 +299,7 @@ class Stream:
 
     def _leave(self) -> None:
         self.exchange.router.streams.discard(self)
-        self.exchange.router.kept_bytes -= self.folded_bytes
-        self.folded_bytes = 0
+        self._forget()
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
@@ -342,7 +353,7 @@ class Stream:
         elif self.resumes > MAX_RESUMES:
             self._give_up(f"it broke {self.resumes} times", backend.spec.name if backend else "")
         else:
-            self._fold()
+            self._unpack()
             self._resume()
 
     def _give_up(self, reason: str, name: str = "") -> None:
@@ -360,7 +371,8 @@ class Stream:
             self._give_up(f"{self.tries} tries to continue it failed", exchange.tried[-1])
             return
         self.tries += 1
-        backend = router.choose(exchange.tried) or router.choose(())
+        now = monotonic()
+        backend = router.choose(exchange.tried, now) or router.choose((), now)
         if backend is None:
             self._resume_later()
             return
@@ -377,7 +389,7 @@ class Stream:
                 exchange.continuation = step
                 exchange.head = None
                 self.seam = Seam(step, self.progress, ask.is_chat, shows_ids=ask.wants_ids)
-                exchange.attempt(backend, is_fresh=True)
+                exchange.attempt(backend, now, is_fresh=True)
             case Finish():
                 self._out(step.events)
                 self._close(is_whole=False)

@@ -34,52 +34,56 @@ OWN_FIELDS: Final = frozenset(
 
 
 class Request:
-    """One request of a client, as far as it has come."""
+    """The head of a client's request; not changed once it is complete, so that equal heads can share one."""
 
     __slots__ = (
         "authorization",
-        "body",
-        "body_bytes",
         "connection",
         "content_length",
         "expects_continue",
-        "field_lines",
+        "fields",
         "is_chunked",
-        "is_complete",
-        "is_refused",
+        "is_own",
         "keep_alive",
         "method",
+        "path",
+        "pieces",
         "target",
         "version",
+        "why_refused",
     )
 
-    def __init__(self) -> None:
-        self.method = b""
-        self.target = b""
+    def __init__(self, method: bytes = b"", target: bytes = b"") -> None:
+        self.method = method
+        self.target = target
+        self.path = b""
+        """The target without its query."""
         self.version = "1.1"
-        self.field_lines: list[bytes] = []
-        """What is passed on, as pieces: name, `: `, value, CRLF, …"""
+        self.pieces: list[bytes] = []
+        """Of the fields that are passed on: name, `: `, value, CRLF, …"""
+        self.fields = b""
+        """The same, joined."""
         self.authorization: bytes | None = None
         self.connection = b""
-        self.content_length: bytes | None = None
+        self.content_length: int | None = None
         self.is_chunked = False
         self.expects_continue = False
-        self.is_refused = b""
+        self.why_refused = ""
         """Why the framing cannot be trusted."""
         self.keep_alive = True
-        self.body: list[bytes] = []
-        self.body_bytes = 0
-        self.is_complete = False
+        self.is_own = False
+        """Whether the router itself answers it."""
 
     def own_field(self, name: bytes, value: bytes) -> None:
         """Take note of a field that is not passed on as it is; `name` is in lower case."""
         if name == b"content-length":
-            if not value.isdigit() or (self.content_length is not None and self.content_length != value):
-                self.is_refused = b"bad Content-Length"
-            self.content_length = value
+            if not value.isdigit() or self.content_length not in {None, int(value)}:
+                self.why_refused = "bad Content-Length"
+            else:
+                self.content_length = int(value)
         elif name == b"transfer-encoding":
             if value.strip().lower() != b"chunked" or self.is_chunked:
-                self.is_refused = b"a Transfer-Encoding that is not chunked"
+                self.why_refused = "a Transfer-Encoding that is not chunked"
             self.is_chunked = True
         elif name == b"authorization":
             self.authorization = value
@@ -88,18 +92,29 @@ class Request:
         elif name == b"connection":
             self.connection += b"," + value.lower()
 
-    def drop_named_by_connection(self) -> None:
+    def complete(self, method: bytes, version: str, *, keep_alive: bool) -> None:
+        """The head has ended."""
+        self.method, self.version, self.keep_alive = method, version, keep_alive
+        self.path = self.target.partition(b"?")[0]
+        self.is_own = self.path.startswith(b"/router/") or self.path == b"/metrics"
+        if self.is_chunked and self.content_length is not None:
+            self.why_refused = "Content-Length with Transfer-Encoding"
+        if self.connection:
+            self._drop_named_by_connection()
+        self.fields = b"".join(self.pieces)
+        self.pieces = []
+
+    def _drop_named_by_connection(self) -> None:
         """Fields that `Connection` names belong to this connection: they are not passed on."""
         named = {token.strip() for token in self.connection.split(b",")} - {b"", b"close", b"keep-alive"}
         if named:
-            lines = self.field_lines
-            groups = [lines[at : at + 4] for at in range(0, len(lines), 4)]
-            self.field_lines = [piece for group in groups if group[0].lower() not in named for piece in group]
+            pieces = self.pieces
+            groups = [pieces[at : at + 4] for at in range(0, len(pieces), 4)]
+            self.pieces = [piece for group in groups if group[0].lower() not in named for piece in group]
 
     @property
-    def path(self) -> bytes:
-        """The target without its query."""
-        return self.target.partition(b"?")[0]
+    def has_body(self) -> bool:
+        return self.content_length is not None or self.is_chunked
 
 
 class AnswerHead(msgspec.Struct, frozen=True):
@@ -122,6 +137,22 @@ class AnswerHead(msgspec.Struct, frozen=True):
 _STATUS: Final = re.compile(rb"HTTP/1\.([01]) ([1-9]\d\d)(?: [^\r\n]*)?\r\n")
 _FIELD: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\0]*?)[ \t]*\r\n")
 _HOP_FIELDS: Final = (b"connection", b"keep-alive", b"proxy-connection", b"upgrade", b"te")
+
+
+#: Heads that were read already: answers of one server differ in length and date only, and repeat.
+_seen: Final[dict[bytes, AnswerHead]] = {}
+_MAX_SEEN: Final = 512
+
+
+def answer_head(head: bytes) -> AnswerHead:
+    """`read_answer_head`, remembered: equal bytes mean the same."""
+    known = _seen.get(head)
+    if known is None:
+        known = read_answer_head(head)
+        if len(_seen) >= _MAX_SEEN:
+            _seen.clear()
+        _seen[head] = known
+    return known
 
 
 def read_answer_head(head: bytes) -> AnswerHead:  # noqa: C901 -- one loop over the fields, run for every answer
@@ -241,6 +272,11 @@ def error_body(message: str, *, kind: str, code: str) -> bytes:
     return msgspec.json.encode({"error": {"message": message, "type": kind, "param": None, "code": code}})
 
 
+#: How vLLM, llama.cpp and OpenAI begin a usage object.
+_USAGE: Final = re.compile(
+    rb'"usage":\s?\{"(?:prompt_tokens":\s?(\d{1,12}),\s?"(?:total_tokens":\s?\d+,\s?")?completion_tokens":\s?(\d{1,12})|'
+    rb'completion_tokens":\s?(\d{1,12}),\s?"prompt_tokens":\s?(\d{1,12}))'
+)
 _USAGE_FIELD: Final = re.compile(rb'"(prompt_tokens|completion_tokens)"\s*:\s*(\d{1,12})')
 
 
@@ -249,6 +285,9 @@ def find_usage(tail: bytes) -> tuple[int, int] | None:
     at = tail.rfind(b'"usage"')
     if at < 0:
         return None
+    quick = _USAGE.match(tail, at)
+    if quick is not None:
+        return int(quick[1] or quick[4]), int(quick[2] or quick[3])
     found = dict(_USAGE_FIELD.findall(tail, at))
     if b"prompt_tokens" not in found:
         return None
