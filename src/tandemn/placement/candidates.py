@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tandemn.placement.catalog.gpus import gpus
 from tandemn.placement.catalog.offers import Market, Offer
 from tandemn.placement.memory import check_fit
+from tandemn.placement.quota import quota_family
 from tandemn.placement.roofline import Case
 
 if TYPE_CHECKING:
@@ -72,7 +73,9 @@ class Candidate:
         """Region, family and market whose quota it counts against; None: no quota is known to apply."""
         if self.offer.quota_family is None or self.offer.market is Market.SERVERLESS:
             return None
-        return (self.offer.region, self.offer.quota_family, self.offer.market.value)
+        market = self.offer.market.value
+        family = quota_family(self.offer.instance_type, market) if self.offer.provider == "aws" else None
+        return (self.offer.region, family or self.offer.quota_family, market)
 
     @property
     def usd_per_request(self) -> float:

@@ -20,8 +20,10 @@ MEMORY_UTILISATION = 0.9
 RUNTIME_BYTES = 0.9 * GIB
 #: CUDA graphs and torch.compile's workspace, per GPU, not with eager mode.
 GRAPH_BYTES = 0.6 * GIB
-#: Most tokens of one forward pass while vLLM profiles its peak (`max_num_batched_tokens`, V1 default).
-PROFILE_TOKENS = 8192
+#: Most tokens of one forward pass while vLLM profiles its peak (`max_num_batched_tokens`): its server's defaults on
+#: GPUs of 70 GiB and more that are no A100, and on the others.
+LARGE_PROFILE_TOKENS, PROFILE_TOKENS = 8192, 2048
+LARGE_GPU_GIB = 70.0
 #: Sequences whose logits the profiling run holds at once (`max_num_seqs`, V1 default on 80 GB and less).
 PROFILE_SEQUENCES = 256
 #: Tokens of one cache block; a request occupies whole blocks.
@@ -85,7 +87,7 @@ def check_fit(
 ) -> Fit:
     """Work out whether vLLM would start `shape` on `tp` x `pp` of these GPUs with `context` tokens a request."""
     weights = weight_bytes_per_gpu(shape, tp, pp, expert_shards)
-    activation = _activation_bytes(shape, tp, context)
+    activation = _activation_bytes(shape, gpu, tp)
     overhead = RUNTIME_BYTES + (0.0 if eager else GRAPH_BYTES)
     cache = utilisation * gpu.memory_gib * GIB - weights - activation - overhead
     per_token = _cache_bytes_per_token(shape, tp, pp, context, kv_bits)
@@ -101,8 +103,9 @@ def check_fit(
     )
 
 
-def _activation_bytes(shape: ModelShape, tp: int, context: int) -> float:
-    tokens = min(PROFILE_TOKENS, max(context, 2048))
+def _activation_bytes(shape: ModelShape, gpu: Gpu, tp: int) -> float:
+    is_large = gpu.memory_gib >= LARGE_GPU_GIB and gpu.arch != "Ampere"
+    tokens = LARGE_PROFILE_TOKENS if is_large else PROFILE_TOKENS
     # Residual, normalised input and one layer's widest product are alive together; logits are float32.
     width = max(shape.ffn, shape.expert_ffn * shape.experts_per_token) * (2 if shape.gated else 1)
     layer = tokens * (4 * shape.hidden + (width + 2 * shape.heads * shape.head_dim) / tp) * shape.bits / 8

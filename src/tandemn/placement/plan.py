@@ -302,7 +302,7 @@ def _infeasible(
     quota: Mapping[QuotaKey, int],
     wish: Wish,
 ) -> Infeasible:
-    remedy: Remedy = find_remedy(shape, workload, deadline_s, candidates, quota)
+    remedy: Remedy = find_remedy(shape, workload, deadline_s, candidates, quota, wish.gpu)
     if not candidates:
         reason = rejected[0].reason if rejected else "nothing of that kind is offered"
         asked = f" on {wish.gpu}" if wish.gpu else ""

@@ -52,27 +52,28 @@ def find_remedy(
     deadline_s: float,
     candidates: Sequence[Candidate],
     quota: Mapping[QuotaKey, int],
+    gpu: str | None = None,
 ) -> Remedy:
-    """Look for the nearest change that makes the job feasible."""
+    """Look for the nearest change that makes the job feasible; `gpu` is what the user asked for."""
     if not candidates:
-        return Remedy(layout=smallest_layout(shape, max(workload.context, MIN_CONTEXT)))
+        return Remedy(layout=smallest_layout(shape, max(workload.context, MIN_CONTEXT), gpu))
     return Remedy(
         deadline_s=_nearest_deadline(candidates, workload, deadline_s, quota),
         quota=_nearest_quota(candidates, workload, deadline_s, quota),
     )
 
 
-def smallest_layout(shape: ModelShape, context: int) -> tuple[str, int] | None:
-    """The GPU, and how many in one instance, with the least memory that the model fits on with `context` tokens."""
+def smallest_layout(shape: ModelShape, context: int, gpu: str | None = None) -> tuple[str, int] | None:
+    """Where the model fits with `context` tokens: fewest of `gpu` in one instance, else the least memory of any."""
     fitting = [
-        (tp * gpu.memory_gib, tp, name)
-        for name, gpu in gpus().items()
+        (name != gpu, tp * kind.memory_gib, tp, name)
+        for name, kind in gpus().items()
         for tp in TP_SIZES
-        if check_fit(shape, gpu, tp=tp, context=context).fits
+        if check_fit(shape, kind, tp=tp, context=context).fits
     ]
     if not fitting:
         return None
-    _, tp, name = min(fitting)
+    _, _, tp, name = min(fitting)
     return name, tp
 
 

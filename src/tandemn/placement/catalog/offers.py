@@ -139,6 +139,13 @@ def aws_quota_family(instance_type: str) -> str | None:
     return "P" if family.startswith("p") else None
 
 
+@cache
+def aws_vcpus(instance_type: str) -> int:
+    """vCPUs of an AWS GPU instance type; 0 where the table does not have it."""
+    known = {row["instance_type"]: int(row["vcpus"]) for row in _rows("aws_instances.csv")}
+    return known.get(instance_type, 0)
+
+
 def _rows(name: str) -> list[dict[str, str]]:
     with resources.files("tandemn.placement.catalog").joinpath(name).open("r", encoding="utf-8") as file:
         return list(csv.DictReader(file))
