@@ -1,1 +1,292 @@
-"""Typed HTTP client of the control plane, used by the command line and the runner."""
+"""Typed HTTP client of the control plane: `UserClient` for the command line, `ReplicaClient` for the runner.
+
+Errors come back as the ones that the control plane raised (see `protocol/errors.py`); a server that does
+not answer is `ServerUnavailable`. Nothing is tried again here: the caller knows whether it may be.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import aiohttp
+from pydantic import BaseModel, ValidationError
+
+from tandemn import __version__
+from tandemn.errors import ServerUnavailable, TandemnError
+from tandemn.protocol import errors as wire
+from tandemn.protocol import jobs, openai, replicas
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+    from types import TracebackType
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+_log = logging.getLogger(__name__)
+
+#: Bytes read from a file, and passed on, at a time.
+BLOCK_BYTES = 1 << 20
+#: A call that is neither an upload nor a download nor a long poll is answered within this time.
+CALL_S = 60.0
+CONNECT_S = 5.0
+#: Between two blocks of a download or upload.
+STALL_S = 120.0
+
+
+class _Http:
+    """One session: base URL, key, and the mapping of failures to errors."""
+
+    def __init__(self, url: str, key: str | None = None) -> None:
+        self.url = url.rstrip("/")
+        self._key = key
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            headers={"User-Agent": f"tandemn/{__version__}"},
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
+            read_bufsize=BLOCK_BYTES,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session:
+            await self._session.close()
+
+    @asynccontextmanager
+    async def _open(
+        self, method: str, path: str, *, timeout: aiohttp.ClientTimeout | None = None, **options: Any
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Send one request; an answer that is an error raises it."""
+        assert self._session is not None, "enter the client before calling it"
+        absolute = path.startswith(("http://", "https://"))
+        url = path if absolute else self.url + path
+        headers = dict(options.pop("headers", None) or {})
+        # A presigned URL carries its own permission; a key sent along would be refused, and leaked.
+        if self._key and not absolute:
+            headers["Authorization"] = f"Bearer {self._key}"
+        timeout = timeout or aiohttp.ClientTimeout(total=CALL_S, sock_connect=CONNECT_S)
+        began = time.monotonic()
+        try:
+            async with self._session.request(
+                method, url, timeout=timeout, headers=headers, **options
+            ) as answer:
+                # The path only: a presigned URL's query is a permission.
+                _log.debug(
+                    "%s %s: %d in %.3f s", method, answer.url.path, answer.status, time.monotonic() - began
+                )
+                if answer.status >= 400:
+                    raise await _error_of(answer)
+                yield answer
+        except (aiohttp.ClientError, TimeoutError, ConnectionError) as exc:
+            raise ServerUnavailable(
+                f"no answer from {self.url}: {type(exc).__name__}{f' ({exc})' if str(exc) else ''}",
+                next_step="is the control plane running? `tandemn server status` tells",
+            ) from exc
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        answer_type: type[_Model],
+        body: BaseModel | None = None,
+        *,
+        params: dict[str, str] | None = None,
+        total_s: float = CALL_S,
+    ) -> _Model:
+        content = body.model_dump_json().encode() if body is not None else None
+        headers = {"Content-Type": "application/json"} if content is not None else None
+        timeout = aiohttp.ClientTimeout(total=total_s, sock_connect=CONNECT_S)
+        async with self._open(
+            method, path, data=content, headers=headers, params=params, timeout=timeout
+        ) as answer:
+            raw = await answer.read()
+        return self._parse(raw, answer_type, f"{method} {path}")
+
+    def _parse(self, raw: bytes, answer_type: type[_Model], call: str) -> _Model:
+        try:
+            return answer_type.model_validate_json(raw)
+        except ValidationError as exc:
+            raise ServerUnavailable(
+                f"{self.url} answered {call} with something else than expected",
+                next_step="is it a Tandemn control plane of this version?",
+            ) from exc
+
+    async def _download(
+        self, path: str, params: dict[str, str] | None = None, *, stall_s: float | None = STALL_S
+    ) -> AsyncIterator[bytes]:
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=stall_s)
+        async with self._open("GET", path, params=params, timeout=timeout) as answer:
+            async for block in answer.content.iter_chunked(BLOCK_BYTES):
+                yield block
+
+
+async def _error_of(answer: aiohttp.ClientResponse) -> TandemnError:
+    raw = await answer.read()
+    try:
+        return wire.from_body(answer.status, wire.ErrorBody.model_validate_json(raw))
+    except ValidationError:
+        text = raw[:300].decode(errors="replace").strip()
+        detail = wire.ErrorDetail(
+            message=f"HTTP {answer.status} from {answer.method} {answer.url.path}: {text}",
+            type="server_error",
+            code="unexpected_answer",
+        )
+        return wire.from_body(answer.status, wire.ErrorBody(error=detail))
+
+
+class UserClient(_Http):
+    """What a user may ask of a control plane."""
+
+    async def server(self) -> jobs.ServerStatus:
+        return await self._call("GET", "/api/server", jobs.ServerStatus)
+
+    async def upload(self, path: Path, on_bytes: Callable[[int], None] | None = None) -> openai.FileObject:
+        """Stream a file up in bounded memory; `on_bytes` is told the size of each block as it is sent."""
+
+        async def blocks() -> AsyncIterator[bytes]:
+            with path.open("rb") as source:
+                while block := source.read(BLOCK_BYTES):
+                    yield block
+                    if on_bytes:
+                        on_bytes(len(block))
+
+        with aiohttp.MultipartWriter("form-data") as form:
+            form.append("batch").set_content_disposition("form-data", name="purpose")
+            part = form.append_payload(
+                aiohttp.AsyncIterablePayload(blocks(), content_type="application/jsonl")
+            )
+            # A name that is not UTF-8 is legal on Linux and not in a header.
+            name = path.name.encode(errors="replace").decode()
+            part.set_content_disposition("form-data", name="file", filename=name)
+            timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
+            async with self._open("POST", "/v1/files", data=form, timeout=timeout) as answer:
+                return self._parse(await answer.read(), openai.FileObject, "POST /v1/files")
+
+    async def delete_file(self, file_id: str) -> openai.FileDeleted:
+        return await self._call("DELETE", f"/v1/files/{file_id}", openai.FileDeleted)
+
+    async def submit(self, spec: jobs.JobSpec) -> jobs.JobStatus:
+        return await self._call("POST", "/api/jobs", jobs.JobStatus, spec)
+
+    async def job(self, job_id: str) -> jobs.JobStatus:
+        return await self._call("GET", f"/api/jobs/{job_id}", jobs.JobStatus)
+
+    async def list_jobs(
+        self, *, limit: int = 100, after: str | None = None, state: str | None = None
+    ) -> jobs.JobList:
+        """List newest first; `state` is a JobState, or `active`, `ended`, or `live` (active, or ended with
+        replicas that still run).
+        """
+        params = {"limit": str(limit)}
+        params |= {"after": after} if after else {}
+        params |= {"state": state} if state else {}
+        return await self._call("GET", "/api/jobs", jobs.JobList, params=params)
+
+    async def cancel(self, job_id: str) -> jobs.JobStatus:
+        return await self._call("POST", f"/api/jobs/{job_id}/cancel", jobs.JobStatus)
+
+    async def destroy(self, job_id: str) -> jobs.JobStatus:
+        """End the job if it runs, and every replica of it, persisting ones too."""
+        return await self._call("POST", f"/api/jobs/{job_id}/destroy", jobs.JobStatus)
+
+    async def add(self, job_id: str, request: jobs.AddRequest) -> jobs.AddAnswer:
+        return await self._call("POST", f"/api/jobs/{job_id}/add", jobs.AddAnswer, request)
+
+    async def kill(self, job_id: str, request: jobs.KillRequest) -> jobs.KillAnswer:
+        return await self._call("POST", f"/api/jobs/{job_id}/kill", jobs.KillAnswer, request)
+
+    async def swap(self, job_id: str, request: jobs.SwapRequest) -> jobs.SwapAnswer:
+        return await self._call("POST", f"/api/jobs/{job_id}/swap", jobs.SwapAnswer, request)
+
+    async def cancel_swap(self, job_id: str) -> jobs.JobStatus:
+        return await self._call("DELETE", f"/api/jobs/{job_id}/swap", jobs.JobStatus)
+
+    async def events(self, job_id: str, *, after: int = 0, limit: int = 1000) -> jobs.EventList:
+        params = {"after": str(after), "limit": str(limit)}
+        return await self._call("GET", f"/api/jobs/{job_id}/events", jobs.EventList, params=params)
+
+    def output(self, job_id: str, *, partial: bool = False) -> AsyncIterator[bytes]:
+        """Stream the answers; `partial` gives those of finished chunks while the job still runs."""
+        params = {"partial": "true"} if partial else None
+        return self._download(f"/api/jobs/{job_id}/output", params)
+
+    def error_lines(self, job_id: str) -> AsyncIterator[bytes]:
+        """Stream the error lines of an ended job; empty where there are none."""
+        return self._download(f"/api/jobs/{job_id}/errors")
+
+    def logs(
+        self, job_id: str, *, replica: str | None = None, tail: int = 200, follow: bool = False
+    ) -> AsyncIterator[bytes]:
+        """Stream the replicas' logs, each line led by its replica's id and a space; `follow` goes on until
+        the job has ended.
+        """
+        params = {"tail": str(tail), "follow": str(follow).lower()}
+        params |= {"replica": replica} if replica else {}
+        # A replica may have nothing to say for hours.
+        return self._download(f"/api/jobs/{job_id}/logs", params, stall_s=None if follow else STALL_S)
+
+
+class ReplicaClient(_Http):
+    """What one replica may ask of its control plane; the key is its own token."""
+
+    def __init__(self, url: str, replica_id: str, token: str) -> None:
+        super().__init__(url, token)
+        self._base = f"/api/replicas/{replica_id}"
+
+    async def hello(self) -> replicas.Assignment:
+        return await self._call("POST", f"{self._base}/hello", replicas.Assignment)
+
+    async def heartbeat(self, beat: replicas.Heartbeat) -> replicas.HeartbeatReply:
+        return await self._call("POST", f"{self._base}/heartbeat", replicas.HeartbeatReply, beat, total_s=10)
+
+    async def lease(self, request: replicas.LeaseRequest) -> replicas.LeaseReply:
+        return await self._call(
+            "POST", f"{self._base}/lease", replicas.LeaseReply, request, total_s=request.wait_s + 15
+        )
+
+    async def begin(self, chunk: replicas.ReleaseRequest) -> None:
+        """Say that work on a leased chunk begins. Raises LeaseLost where it was stolen or reclaimed."""
+        await self._tell("begin", chunk)
+
+    async def upload_target(self, request: replicas.UploadRequest) -> replicas.UploadReply:
+        """Ask where an object goes. Raises LeaseLost where the lease is gone."""
+        return await self._call("POST", f"{self._base}/upload-target", replicas.UploadReply, request)
+
+    async def put(self, url: str, content: bytes | AsyncIterator[bytes], size: int) -> None:
+        """Store one object at an `UploadTarget`'s URL."""
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=STALL_S)
+        headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
+        async with self._open("PUT", url, data=content, headers=headers, timeout=timeout):
+            pass
+
+    async def get_range(self, url: str, start: int, end: int) -> bytes:
+        """Read bytes [start, end) of an input or a part."""
+        headers = {"Range": f"bytes={start}-{end - 1}"}
+        async with self._open("GET", url, headers=headers) as answer:
+            return await answer.read()
+
+    async def complete(self, request: replicas.CompleteRequest) -> None:
+        """Raises LeaseLost where another holder has, or had, the chunk."""
+        await self._tell("complete", request)
+
+    async def release(self, request: replicas.ReleaseRequest) -> None:
+        await self._tell("release", request)
+
+    async def engine_death(self, death: replicas.EngineDeath) -> replicas.EngineDeathReply:
+        return await self._call("POST", f"{self._base}/engine-death", replicas.EngineDeathReply, death)
+
+    async def goodbye(self, goodbye: replicas.Goodbye) -> None:
+        await self._tell("goodbye", goodbye)
+
+    async def _tell(self, verb: str, body: BaseModel) -> None:
+        headers = {"Content-Type": "application/json"}
+        content = body.model_dump_json().encode()
+        async with self._open("POST", f"{self._base}/{verb}", data=content, headers=headers):
+            pass

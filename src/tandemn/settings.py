@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from tandemn.errors import InvalidInput
 
 #: First port that the embedded control plane tries; another free one is taken where it is in use.
 EMBEDDED_PORT = 26336
@@ -43,10 +46,16 @@ class Settings(BaseSettings):
     """A runner that has not heard from its control plane for this long ends itself."""
     vllm_command: str | None = None
     """The `vllm` executable, where it is not the one on PATH (it lives in an environment of its own)."""
+    engine_api_key: SecretStr | None = None
+    """What an engine process that Tandemn starts takes as its key; set by whoever starts it."""
     engine_start_s: float = Field(default=600.0, gt=0)
     """How long an engine may take to load its model."""
     metadata_url: str = "http://169.254.169.254"
     """The instance metadata service that announces preemptions on AWS."""
+    spot_notices: bool = False
+    """Whether a runner asks the metadata service for preemptions; set on AWS spot instances."""
+    replica_token: SecretStr | None = None
+    """What a runner shows to its control plane. Given by the launcher, for one replica; never on a command line."""
 
     @property
     def home_path(self) -> Path:
@@ -55,8 +64,28 @@ class Settings(BaseSettings):
 
 
 def load() -> Settings:
-    """Read the environment now."""
-    return Settings()
+    """Read the environment now.
+
+    Raises:
+        InvalidInput: a variable has a value that its setting cannot take; the message names it.
+    """
+    try:
+        return Settings()
+    except ValidationError as exc:
+        first = exc.errors(include_input=False, include_url=False)[0]
+        name = "TANDEMN_" + "_".join(str(part) for part in first["loc"]).upper()
+        raise InvalidInput(f"{name}: {first['msg']}", code="invalid_setting", param=name) from exc
+
+
+def child_environment(settings: Settings) -> dict[str, str]:
+    """Return the environment of a process started in another folder: ours, with the state folder absolute."""
+    return {**os.environ, "TANDEMN_HOME": str(settings.home_path)}
+
+
+def objects_endpoint() -> str | None:
+    """The S3 endpoint that obstore reads from the environment itself, where it is not Amazon's own."""
+    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+    return next((os.environ[name] for name in names if os.environ.get(name)), None)
 
 
 def python_executable() -> str:

@@ -7,13 +7,20 @@ simulator, and for tests of users).
 
 Fencing: every grant has a token (epoch, sequence) that is never given twice. The epoch lives in the
 database; every operation names the epoch that it believes in and raises `QueueLost` where the queue has
-another one or none. Sequences never repeat, not even where a queue forgets its last seconds.
+another one or none, which means that the queue must be rebuilt or the database read again. A token of an
+older epoch is the holder's loss, not the queue's: it raises `LeaseLost`. Sequences never repeat within an
+epoch, not even where a queue forgets its last seconds; a job that was dropped comes back with a higher epoch.
+
+A lease that has ended stays current until another call of `lease` takes it back: a late holder that nobody
+was waiting behind may still renew or complete.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+from tandemn.errors import LeaseLost, QueueLost
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -54,8 +61,16 @@ class QueueCounts:
     """Only holders that hold something."""
 
 
+def kept_for(holder: str) -> str:
+    """Return the name under which revoked chunks are kept while `holder` stores what it finished of them."""
+    return f"{holder}~"
+
+
 class ChunkQueue(Protocol):
-    """All times are the queue's own clock; all methods raise QueueUnavailable where it does not answer."""
+    """All times are the queue's own clock; all methods raise QueueUnavailable where it does not answer.
+
+    What is said to go to the front of the queue goes there lowest chunk first.
+    """
 
     async def load(self, job_id: str, *, epoch: int, chunks: Sequence[int]) -> None:
         """Make the job's queue exactly these chunks, pending in this order, nothing leased.
@@ -70,7 +85,7 @@ class ChunkQueue(Protocol):
     ) -> list[Grant]:
         """Give up to `limit` chunks: expired leases are returned to pending first, then pending ones are
         given in order. With `steal` and nothing pending, one chunk that its holder has not begun is taken
-        from the holder (not this one) that has most of those.
+        from the holder (not this one) that has most of those: its last one.
         """
         ...
 
@@ -92,8 +107,12 @@ class ChunkQueue(Protocol):
         """Give the chunk back to the front of the queue. Raises LeaseLost where the token is not current."""
         ...
 
-    async def revoke(self, job_id: str, *, epoch: int, holder: str) -> list[int]:
-        """Take back all that the holder holds, to the front of the queue; return those chunks."""
+    async def revoke(self, job_id: str, *, epoch: int, holder: str, delay_ms: int = 0) -> list[int]:
+        """Take back all that the holder holds, to the front of the queue; return those chunks.
+
+        With `delay_ms` they are kept back for that long, under new tokens and the name `kept_for(holder)`,
+        which a further `revoke` frees before its time. Nobody can steal them meanwhile.
+        """
         ...
 
     async def counts(self, job_id: str, *, epoch: int) -> QueueCounts: ...
@@ -105,3 +124,19 @@ class ChunkQueue(Protocol):
     async def drop(self, job_id: str) -> None:
         """Forget the job: no key of it remains."""
         ...
+
+
+def queue_lost(job_id: str, epoch: int) -> QueueLost:
+    """Make the error of a queue that does not have this epoch of the job."""
+    return QueueLost(
+        f"the queue does not have epoch {epoch} of job {job_id}",
+        next_step="read the job's epoch again, and rebuild the queue where it is the same",
+        object_id=job_id,
+    )
+
+
+def lease_lost(job_id: str, chunk: int, token: Token) -> LeaseLost:
+    """Make the error of a token that is not the chunk's current one."""
+    return LeaseLost(
+        f"chunk {chunk} of job {job_id} is not held under token {token} any more", object_id=job_id
+    )

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+#: The model that every machine has; see demo_model.py.
+DEMO_MODEL = "demo/tiny"
+
 
 class EngineName(StrEnum):
     LLAMACPP = "llamacpp"
@@ -50,7 +53,8 @@ class EngineMetrics:
 class EngineAdapter(Protocol):
     """What a runner needs to know about a kind of engine. Pure: it starts nothing."""
 
-    name: EngineName
+    @property
+    def name(self) -> EngineName: ...
 
     def check(self, spec: EngineSpec) -> None:
         """Raise InvalidInput or MissingDependency where this machine cannot run `spec`, and say why."""

@@ -1,0 +1,56 @@
+"""Errors on their way out: every one as OpenAI's error body, with a status and a stable code."""
+
+from __future__ import annotations
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from tandemn.errors import InvalidInput, NotFound, TandemnError
+from tandemn.protocol.errors import to_body
+
+_log = structlog.get_logger()
+
+
+def install(app: FastAPI) -> None:
+    """Answer every failure of a handler as an error body."""
+    app.add_exception_handler(TandemnError, _tandemn)
+    app.add_exception_handler(RequestValidationError, _validation)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+def answer(error: TandemnError, status: int | None = None) -> JSONResponse:
+    """Render an error; `status` where it is another than the error's own."""
+    if error.code == "store_full":
+        status = 507
+    return JSONResponse(to_body(error).model_dump(), status_code=status or error.http_status)
+
+
+async def _tandemn(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, TandemnError)
+    return answer(error)
+
+
+async def _validation(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if part not in {"body", "query", "path"})
+    text = f"{where}: {first['msg']}" if where else first["msg"]
+    return answer(InvalidInput(text, code="invalid_value", param=where or None))
+
+
+async def _http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        return answer(
+            NotFound(f"Unknown request URL: {request.method} {request.url.path}", code="unknown_url")
+        )
+    return answer(InvalidInput(str(error.detail), code="invalid_request"), error.status_code)
+
+
+async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    _log.error("request failed", method=request.method, path=request.url.path, exc_info=error)
+    return answer(TandemnError("the control plane failed on this request; its log has the details"))

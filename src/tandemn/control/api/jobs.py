@@ -1,0 +1,192 @@
+"""Jobs: submit, look, cancel, download."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from fastapi.responses import StreamingResponse
+from sqlalchemy import Connection
+
+from tandemn.control import names, submission
+from tandemn.control.api.dependencies import ServicesNow
+from tandemn.control.log_stream import stream_logs
+from tandemn.control.operations import destroy as destroy_job
+from tandemn.control.services import Services
+from tandemn.control.store import chunks, events, files, jobs
+from tandemn.control.store.records import JobRecord
+from tandemn.control.views import status, summary
+from tandemn.errors import Conflict, InvalidInput
+from tandemn.protocol.jobs import (
+    EventList,
+    EventView,
+    JobList,
+    JobSpec,
+    JobState,
+    JobStatus,
+)
+
+router = APIRouter(prefix="/api/jobs")
+
+#: Chunks read from the database at a time, for a partial download.
+_PAGE = 500
+_JSONL = "application/jsonl"
+
+
+@router.post("", status_code=201)
+async def submit(spec: JobSpec, services: ServicesNow) -> JobStatus:
+    job_id = await submission.submit(services, spec)
+    return await _status(services, job_id)
+
+
+@router.get("")
+async def list_jobs(
+    services: ServicesNow,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    after: str | None = None,
+    state: str | None = None,
+) -> JobList:
+    now = services.clock.now()
+
+    def read(connection: Connection) -> JobList:
+        found = jobs.page(connection, limit=limit, after=after, states=_states(state))
+        shown = found[:limit]
+        return JobList(
+            jobs=[summary(connection, job, now=now) for job in shown],
+            next_after=shown[-1].job_id if len(found) > limit else None,
+        )
+
+    return await services.database.run(read)
+
+
+def _states(state: str | None) -> tuple[str, ...] | None:
+    match state:
+        case None:
+            return None
+        case "active":
+            return tuple(each.value for each in JobState if not each.has_ended)
+        case "ended":
+            return jobs.ENDED
+        case _ if state in set(JobState):
+            return (state,)
+    raise InvalidInput(
+        f"no such state: {state}",
+        code="invalid_state",
+        param="state",
+        next_step=f"states: active, ended, {', '.join(JobState)}",
+    )
+
+
+@router.get("/{job_id}")
+async def get(job_id: str, services: ServicesNow) -> JobStatus:
+    return await _status(services, await resolve(services, job_id))
+
+
+@router.post("/{job_id}/cancel")
+async def cancel(job_id: str, services: ServicesNow) -> JobStatus:
+    """End the job as cancelled, keeping its finished answers; an ended one stays as it is."""
+    job_id = await resolve(services, job_id)
+    await submission.request_cancel(services, job_id)
+    return await _status(services, job_id)
+
+
+@router.post("/{job_id}/destroy")
+async def destroy(job_id: str, services: ServicesNow) -> JobStatus:
+    job_id = await resolve(services, job_id)
+    await destroy_job(services, job_id)
+    return await _status(services, job_id)
+
+
+@router.get("/{job_id}/output")
+async def output(job_id: str, services: ServicesNow, *, partial: bool = False) -> StreamingResponse:
+    """Stream the answers; of a job that has not ended only with `partial`, those of finished chunks."""
+    job = await services.database.run(jobs.resolve, job_id)
+    if job.state.has_ended:
+        return await _file(services, job.output_file_id)
+    if not partial:
+        raise Conflict(
+            f"job {job.job_id} is {job.state}; its output is not assembled yet",
+            code="job_not_ended",
+            next_step=f"wait for it, or take what is there: tandemn download {job.job_id} --partial",
+            object_id=job.job_id,
+        )
+    return StreamingResponse(_finished(services, job), media_type=_JSONL)
+
+
+@router.get("/{job_id}/errors")
+async def error_lines(job_id: str, services: ServicesNow) -> StreamingResponse:
+    job = await services.database.run(jobs.resolve, job_id)
+    return await _file(services, job.error_file_id)
+
+
+async def _file(services: Services, file_id: str | None) -> StreamingResponse:
+    if file_id is None:
+        return StreamingResponse(_nothing(), media_type=_JSONL)
+    file = await services.database.run(files.get, file_id)
+    headers = {"Content-Length": str(file.bytes)}
+    return StreamingResponse(services.objects.stream(file.object), headers=headers, media_type=_JSONL)
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    no_blocks: tuple[bytes, ...] = ()
+    for block in no_blocks:
+        yield block
+
+
+async def _finished(services: Services, job: JobRecord) -> AsyncIterator[bytes]:
+    after = -1
+    while page := await services.database.run(chunks.page, job.job_id, after=after, limit=_PAGE):
+        for chunk in page:
+            if chunk.done and chunk.completed and chunk.token:
+                name = names.chunk_object(job.job_id, chunk.chunk, chunk.token)
+                async for block in services.objects.stream(name):
+                    yield block
+        after = page[-1].chunk
+
+
+@router.get("/{job_id}/events")
+async def list_events(
+    job_id: str,
+    services: ServicesNow,
+    after: Annotated[int, Query(ge=0)] = 0,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
+) -> EventList:
+    job_id = await resolve(services, job_id)
+    found = await services.database.run(events.of_job, job_id, after=after, limit=limit)
+    shown = [
+        EventView(
+            seq=each.seq,
+            at=each.at,
+            kind=each.kind,
+            job_id=each.job_id,
+            replica_id=each.replica_id,
+            actor=each.actor,
+            data=each.data,
+        )
+        for each in found
+    ]
+    return EventList(events=shown, next_after=shown[-1].seq if len(shown) == limit else None)
+
+
+@router.get("/{job_id}/logs")
+async def logs(
+    job_id: str,
+    services: ServicesNow,
+    replica: str | None = None,
+    tail: Annotated[int, Query(ge=0, le=100_000)] = 200,
+    *,
+    follow: bool = False,
+) -> StreamingResponse:
+    job_id = await resolve(services, job_id)
+    lines = await stream_logs(services, job_id, replica=replica, tail=tail, follow=follow)
+    return StreamingResponse(lines, media_type="text/plain; charset=utf-8")
+
+
+async def resolve(services: Services, job_id: str) -> str:
+    """Find the job that an id, or the beginning of one, means."""
+    return (await services.database.run(jobs.resolve, job_id)).job_id
+
+
+async def _status(services: Services, job_id: str) -> JobStatus:
+    return await services.database.run(status, job_id, now=services.clock.now())

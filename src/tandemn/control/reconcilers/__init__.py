@@ -1,0 +1,1 @@
+"""Background work in three steps: load, decide (pure, elsewhere), apply (guarded)."""

@@ -1,0 +1,365 @@
+"""A job's fleet: load what is recorded and observed, let the pure decisions speak, apply."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import TYPE_CHECKING, Any, assert_never
+
+import structlog
+
+from tandemn.batch import lifecycle
+from tandemn.control.api.dependencies import token_hash
+from tandemn.control.operations import move_swap
+from tandemn.control.store import chunks, events, jobs, replicas
+from tandemn.errors import Conflict, NextOffer, Retryable, TandemnError
+from tandemn.events import EventKind
+from tandemn.fleet import reconcile
+from tandemn.fleet.launchers.launcher import LaunchSpec
+from tandemn.fleet.reconcile import Presence
+from tandemn.fleet.replica import advance
+from tandemn.protocol.jobs import JobState, ReplicaConfig
+from tandemn.protocol.replicas import ReplicaState
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from tandemn.control.services import Services
+    from tandemn.control.store.chunks import ChunkTotals
+    from tandemn.control.store.records import JobRecord, ReplicaRecord
+
+_log = structlog.get_logger()
+
+_NEEDS_REPLICAS = frozenset({JobState.WAITING, JobState.LAUNCHING, JobState.RUNNING})
+
+
+async def step(services: Services, job: JobRecord) -> bool:
+    """Act on the fleet once, then see whether the job moves on; True: it did."""
+    fleet = await services.database.run(replicas.of_job, job.job_id)
+    fleet = await _adopt(services, fleet)
+    observed = await _observe(services, fleet)
+    decided = reconcile.decide(_facts(services, job, fleet, observed), services.clock.now())
+    for action in decided:
+        await _apply(services, job, {each.replica_id: each for each in fleet}, action)
+    if job.state.has_ended or job.state is JobState.ASSEMBLING:
+        return False
+    return await _move(services, job.job_id)
+
+
+async def _adopt(services: Services, fleet: list[ReplicaRecord]) -> list[ReplicaRecord]:
+    """Find replicas whose launch was recorded but not what became of it: a control plane died in between."""
+    adopted = []
+    for replica in fleet:
+        if replica.state is ReplicaState.LAUNCHING and replica.handle is None:
+            launcher = services.launchers[replica.launcher]
+            handle = await asyncio.to_thread(launcher.find, replica.replica_id)
+            if handle is not None:
+                await services.database.run(replicas.change, replica.replica_id, handle=handle)
+                replica = await services.database.run(replicas.get, replica.replica_id)  # noqa: PLW2901
+        adopted.append(replica)
+    return adopted
+
+
+async def _observe(services: Services, fleet: list[ReplicaRecord]) -> dict[str, Presence]:
+    presence: dict[str, Presence] = {}
+    for name, launcher in services.launchers.items():
+        mine = [each for each in fleet if each.launcher == name and not each.state.has_ended]
+        launched = [each for each in mine if each.handle is not None]
+        handles = [each.handle for each in launched if each.handle is not None]
+        if handles:
+            seen = await asyncio.to_thread(launcher.observe, handles)
+            presence |= {each.replica_id: what for each, what in zip(launched, seen, strict=True)}
+        for each in mine:
+            # Launching, but not to be found: it never came to be.
+            presence.setdefault(each.replica_id, Presence.GONE)
+    return presence
+
+
+def _facts(
+    services: Services, job: JobRecord, fleet: list[ReplicaRecord], observed: dict[str, Presence]
+) -> reconcile.Fleet:
+    pending = any(each.state is ReplicaState.PENDING for each in fleet)
+    room = services.launchers[job.cloud or "local"].room() if pending else 0
+    return reconcile.Fleet(
+        wanted=tuple(group["wanted"] for group in job.groups),
+        replicas=tuple(_fact(each, observed.get(each.replica_id, Presence.GONE)) for each in fleet),
+        swap=_swap_fact(job),
+        needs_replicas=job.state in _NEEDS_REPLICAS,
+        persist=job.spec.persist
+        and job.state is not JobState.CANCELLING
+        and job.outcome in {None, JobState.COMPLETED},
+        may_start=room,
+    )
+
+
+def _swap_fact(job: JobRecord) -> reconcile.Swap | None:
+    if job.swap is None:
+        return None
+    return reconcile.Swap(
+        state=job.swap["state"], new_group=job.swap["new_group"], threshold=job.swap["threshold"]
+    )
+
+
+def _fact(replica: ReplicaRecord, presence: Presence) -> reconcile.Replica:
+    return reconcile.Replica(
+        replica_id=replica.replica_id,
+        group=replica.group,
+        state=replica.state,
+        market=ReplicaConfig.model_validate(replica.config).market,
+        presence=presence,
+        orders=replica.orders,
+        kill_requested=replica.kill_requested,
+        created_at=replica.created_at,
+        not_before=replica.not_before,
+        launched_at=replica.launched_at,
+        said_hello=replica.said_hello_at is not None,
+        began=replica.began_at is not None,
+        stopping_at=replica.stopping_at,
+        last_seen=replica.last_seen,
+        ended_at=replica.ended_at,
+        goodbye=replica.goodbye,
+        requests_done=max(replica.beat.requests_done if replica.beat else 0, replica.chunks_completed),
+        code=replica.code,
+        reason=replica.reason,
+    )
+
+
+async def _apply(
+    services: Services, job: JobRecord, fleet: dict[str, ReplicaRecord], action: reconcile.Action
+) -> None:
+    match action:
+        case reconcile.Start():
+            await _launch(services, job, fleet[action.replica_id])
+        case reconcile.Order():
+            await _order(services, fleet[action.replica_id], action)
+        case reconcile.Terminate():
+            await _terminate(services, fleet[action.replica_id], action.reason)
+        case reconcile.End():
+            await end(services, fleet[action.replica_id], action)
+        case reconcile.Request():
+            await _request(services, job, action)
+        case reconcile.GiveUp():
+            await give_up(services, job.job_id, code=action.code, reason=action.reason)
+        case reconcile.MoveSwap():
+            await _move_swap(services, job, action)
+        case _:
+            assert_never(action)
+
+
+async def _terminate(services: Services, replica: ReplicaRecord, reason: str) -> None:
+    _log.info("terminating", replica_id=replica.replica_id, reason=reason)
+    if replica.handle is not None:
+        await asyncio.to_thread(services.launchers[replica.launcher].terminate, replica.handle)
+    await services.database.run(replicas.change, replica.replica_id, reason=reason)
+
+
+async def _request(services: Services, job: JobRecord, action: reconcile.Request) -> None:
+    await services.database.run(
+        replicas.request,
+        job.job_id,
+        group=action.group,
+        config=ReplicaConfig.model_validate(job.groups[action.group]["config"]),
+        launcher=job.cloud or "local",
+        count=action.count,
+        now=services.clock.now(),
+        reason=action.reason,
+        not_before=action.not_before,
+    )
+
+
+async def _move_swap(services: Services, job: JobRecord, action: reconcile.MoveSwap) -> None:
+    now = services.clock.now()
+
+    def move(connection: Connection) -> None:
+        record = jobs.get(connection, job.job_id)
+        if record.swap == job.swap:  # else it was cancelled, or another began
+            move_swap(connection, record, to=action.to, reason=action.reason, now=now)
+
+    await services.database.run(move)
+    services.pulse.beat(job.job_id)
+
+
+async def _launch(services: Services, job: JobRecord, replica: ReplicaRecord) -> None:
+    """Record the intent, launch, record the handle. A death in between is mended by `_adopt`."""
+    now = services.clock.now()
+    token = secrets.token_urlsafe(32)
+    advance(replica.state, ReplicaState.LAUNCHING)
+
+    def record(connection: Connection) -> bool:
+        fresh = replicas.get(connection, replica.replica_id)
+        if fresh.state is not ReplicaState.PENDING:
+            return False  # ended or launched meanwhile
+        events.append(
+            connection,
+            EventKind.REPLICA_LAUNCHED,
+            now=now,
+            job_id=job.job_id,
+            replica_id=replica.replica_id,
+            config=replica.config,
+            launcher=replica.launcher,
+        )
+        return replicas.change(
+            connection,
+            replica.replica_id,
+            state=ReplicaState.LAUNCHING.value,
+            launched_at=now,
+            token_hash=token_hash(token),
+        )
+
+    if not await services.database.run(record):
+        return
+    spec = LaunchSpec(
+        replica_id=replica.replica_id,
+        job_id=job.job_id,
+        config=ReplicaConfig.model_validate(replica.config),
+        server_url=services.server_url,
+        token=token,
+    )
+    try:
+        handle = await asyncio.to_thread(services.launchers[replica.launcher].launch, spec)
+    except (TandemnError, OSError) as exc:
+        code = exc.code if isinstance(exc, TandemnError) else "launch_failed"
+        passing = isinstance(exc, (NextOffer, Retryable, OSError))
+        await end(
+            services,
+            replica,
+            reconcile.End(
+                replica_id=replica.replica_id,
+                state=ReplicaState.FAILED,
+                reason=f"it could not be launched: {exc}",
+                code="launch_failed" if passing else code,
+            ),
+        )
+        return
+    await services.database.run(replicas.change, replica.replica_id, handle=handle)
+
+
+async def _order(services: Services, replica: ReplicaRecord, order: reconcile.Order) -> None:
+    now = services.clock.now()
+
+    def record(connection: Connection) -> None:
+        values = {"orders": order.orders, "stopping_at": now, "reason": order.reason}
+        if replica.state is not ReplicaState.DRAINING:
+            values["state"] = advance(replica.state, ReplicaState.DRAINING).value
+        replicas.change(connection, replica.replica_id, **values)
+        events.append(
+            connection,
+            EventKind.REPLICA_ORDERED,
+            now=now,
+            job_id=replica.job_id,
+            replica_id=replica.replica_id,
+            orders=order.orders,
+            reason=order.reason,
+        )
+
+    await services.database.run(record)
+    services.pulse.beat(replica.job_id)
+    if order.orders == "stop" and replica.handle is not None:
+        # The signal reaches it at once; the order is what its next call is answered.
+        await asyncio.to_thread(services.launchers[replica.launcher].stop, replica.handle)
+
+
+async def end(services: Services, replica: ReplicaRecord, action: reconcile.End) -> None:
+    """Record that a replica has ended, and take back what it holds."""
+    now = services.clock.now()
+
+    def record(connection: Connection) -> bool:
+        fresh = replicas.get(connection, replica.replica_id)
+        if fresh.state.has_ended:
+            return False
+        events.append(
+            connection,
+            EventKind.REPLICA_ENDED,
+            now=now,
+            job_id=replica.job_id,
+            replica_id=replica.replica_id,
+            state=action.state.value,
+            reason=action.reason,
+            code=action.code,
+        )
+        return replicas.change(
+            connection,
+            replica.replica_id,
+            state=advance(fresh.state, action.state).value,
+            reason=action.reason,
+            code=action.code,
+            ended_at=now,
+        )
+
+    if not await services.database.run(record):
+        return
+    await asyncio.to_thread(services.launchers[replica.launcher].clean, replica.replica_id)
+    try:
+        await services.desk.revoke(replica.job_id, holder=replica.replica_id)
+        await services.desk.free(replica.job_id, holder=replica.replica_id)
+    except (Retryable, Conflict) as exc:
+        # Its leases run out by themselves.
+        _log.warning("leases not taken back", replica_id=replica.replica_id, error=str(exc))
+    services.pulse.beat(replica.job_id)
+
+
+async def give_up(services: Services, job_id: str, *, code: str, reason: str) -> None:
+    """End the job as failed; the answers that are finished are kept."""
+    now = services.clock.now()
+
+    def record(connection: Connection) -> None:
+        jobs.move(
+            connection,
+            job_id,
+            to=JobState.CANCELLING,
+            frm=(JobState.PLANNING, JobState.WAITING, JobState.LAUNCHING, JobState.RUNNING),
+            now=now,
+            reason=reason,
+            code=code,
+            outcome=JobState.FAILED.value,
+            cancelling_at=now,
+        )
+
+    await services.database.run(record)
+    services.pulse.beat(job_id)
+
+
+async def _move(services: Services, job_id: str) -> bool:
+    """Let the job's own lifecycle decide on what is recorded now."""
+    now = services.clock.now()
+
+    def load_and_move(connection: Connection) -> bool:
+        job = jobs.get(connection, job_id)
+        facts = _job_facts(job, chunks.totals(connection, job_id), replicas.of_job(connection, job_id))
+        move = lifecycle.decide(facts, now)
+        if move is None:
+            return False
+        if move.to is JobState.ASSEMBLING:
+            assert move.outcome is not None, "a sealed job has an outcome"
+            # A job that failed keeps the reason for which it did.
+            reason = job.reason if job.code and job.reason else move.reason
+            return jobs.seal(connection, job_id, outcome=move.outcome, now=now, reason=reason)
+        values: dict[str, Any] = {}
+        if move.to is JobState.RUNNING and job.started_at is None:
+            values["started_at"] = now
+        if move.to is JobState.CANCELLING:
+            values |= {"outcome": move.outcome.value if move.outcome else None, "cancelling_at": now}
+        return jobs.move(
+            connection, job_id, to=move.to, frm=(job.state,), now=now, reason=move.reason, **values
+        )
+
+    moved = await services.database.run(load_and_move)
+    if moved:
+        services.pulse.beat(job_id)
+    return moved
+
+
+def _job_facts(job: JobRecord, totals: ChunkTotals, fleet: list[ReplicaRecord]) -> lifecycle.Facts:
+    live = [each for each in fleet if not each.state.has_ended]
+    return lifecycle.Facts(
+        state=job.state,
+        deadline=job.deadline,
+        stop_at_deadline=job.spec.stop_at_deadline,
+        cancelling_at=job.cancelling_at,
+        outcome=job.outcome,
+        chunks_total=totals.total,
+        chunks_done=totals.done,
+        replicas_live=len(live),
+        replicas_started=sum(1 for each in live if each.launched_at is not None),
+        replicas_begun=sum(1 for each in live if each.began_at is not None),
+    )

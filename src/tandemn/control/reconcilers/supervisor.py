@@ -1,0 +1,116 @@
+"""Keeps every job moving: one step at a time per job, jobs beside each other, at a tick or when woken."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING
+
+import structlog
+
+from tandemn.control.reconcilers import ending, fleet, preparation
+from tandemn.control.store import jobs, replicas
+from tandemn.errors import Retryable, Superseded, TandemnError
+from tandemn.protocol.jobs import JobState
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from tandemn.control.services import Services
+
+_log = structlog.get_logger()
+
+#: How often a job is looked at when nothing wakes it.
+TICK_S = 1.0
+#: Failed steps of one job in a row, a tick apart, before the job is ended as failed.
+FAILED_STEPS = 30
+#: Jobs whose steps run at a time.
+PARALLEL = 16
+
+
+class Supervisor:
+    """Owns the tasks; a job's step never overlaps with itself."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._steps: dict[str, asyncio.Task[None]] = {}
+        self._failures: dict[str, int] = {}
+        self._room = asyncio.Semaphore(PARALLEL)
+        self.failed_steps = 0
+
+    async def run(self) -> None:
+        """Go on until cancelled; then the steps under way are cancelled, too."""
+        try:
+            while True:
+                try:
+                    await self._round()
+                except TandemnError as exc:
+                    _log.warning("cannot look for work", error=str(exc))
+                await self._services.pulse.wait("*", TICK_S)
+        finally:
+            for task in self._steps.values():
+                task.cancel()
+            await asyncio.gather(*self._steps.values(), return_exceptions=True)
+
+    async def _round(self) -> None:
+        for job_id in await self._services.database.run(_busy_jobs):
+            if job_id not in self._steps:
+                task = asyncio.create_task(self._step(job_id), name=f"step of {job_id}")
+                self._steps[job_id] = task
+                task.add_done_callback(partial(self._forget, job_id))
+
+    def _forget(self, job_id: str, _task: asyncio.Task[None]) -> None:
+        self._steps.pop(job_id, None)
+
+    async def _step(self, job_id: str) -> None:
+        """One step, with its failure counted: a job that cannot be moved ends instead of hanging."""
+        async with self._room:
+            try:
+                while await step(self._services, job_id):
+                    pass
+                self._failures.pop(job_id, None)
+            except Superseded:
+                pass  # the record moved on; the next round sees where to
+            except Exception as exc:  # noqa: BLE001 - a supervisor: one job's fault must not stop the others
+                self.failed_steps += 1
+                count = self._failures[job_id] = self._failures.get(job_id, 0) + 1
+                passing = isinstance(exc, Retryable)
+                _log.warning(
+                    "a step failed",
+                    job_id=job_id,
+                    error=str(exc),
+                    count=count,
+                    exc_info=None if passing else exc,
+                )
+                if count >= FAILED_STEPS or (isinstance(exc, TandemnError) and not passing):
+                    with suppress(Retryable):
+                        await preparation.fail(self._services, job_id, exc)
+
+
+async def step(services: Services, job_id: str) -> bool:
+    """Move one job on; True: it moved, look again at once."""
+    job = await services.database.run(jobs.get, job_id)
+    match job.state:
+        case JobState.VALIDATING:
+            return await preparation.validate(services, job)
+        case JobState.PLANNING:
+            return await preparation.plan(services, job)
+        case JobState.WAITING | JobState.LAUNCHING | JobState.RUNNING | JobState.CANCELLING:
+            return await fleet.step(services, job)
+        case JobState.ASSEMBLING:
+            await fleet.step(services, job)
+            return await ending.step(services, job)
+        case _:
+            return await fleet.step(services, job)
+
+
+def _busy_jobs(connection: Connection) -> list[str]:
+    """Jobs that have not ended, and ended ones that replicas still live of."""
+    busy = [job.job_id for job in jobs.active(connection)]
+    known = set(busy)
+    for replica in replicas.live(connection):
+        if replica.job_id not in known:
+            known.add(replica.job_id)
+            busy.append(replica.job_id)
+    return busy

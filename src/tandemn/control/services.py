@@ -1,0 +1,52 @@
+"""What the control plane's parts share: opened once by app.py, passed on, never global."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tandemn.batch.leases import LeaseDesk
+    from tandemn.batch.redis_queue import RedisQueue
+    from tandemn.clock import Clock
+    from tandemn.control.store.database import Database
+    from tandemn.fleet.launchers.launcher import Launcher
+    from tandemn.objects import ObjectStore
+    from tandemn.settings import Settings
+
+
+class Pulse:
+    """Wakes whoever waits for a job to change: long polls and the supervisor need not sleep it out."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, asyncio.Event] = {}
+
+    def beat(self, job_id: str) -> None:
+        """Wake those who wait for this job, and those who wait for any."""
+        for name in (job_id, "*"):
+            if event := self._waiting.pop(name, None):
+                event.set()
+
+    async def wait(self, job_id: str, timeout_s: float) -> None:
+        """Return at the job's next beat, or after `timeout_s`; `*` is any job."""
+        event = self._waiting.setdefault(job_id, asyncio.Event())
+        with suppress(TimeoutError):
+            await asyncio.wait_for(event.wait(), timeout_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    settings: Settings
+    clock: Clock
+    database: Database
+    objects: ObjectStore
+    queue: RedisQueue
+    desk: LeaseDesk
+    launchers: Mapping[str, Launcher]
+    server_url: str
+    """Where replicas call back."""
+    pulse: Pulse = field(default_factory=Pulse)

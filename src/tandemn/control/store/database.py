@@ -1,0 +1,103 @@
+"""The connection to the state: SQLite by default, PostgreSQL by URL; migrations on start."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from tandemn.errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: How long a writer waits for another process's transaction.
+BUSY_MS = 30_000
+#: PostgreSQL connections, and threads that use them.
+POOL_SIZE = 8
+
+
+class Database:
+    """Runs functions of a connection, each in one transaction, off the event loop.
+
+    A function that reads and then writes sees no other writer in between: SQLite transactions begin
+    immediate (deferred ones fail when three processes read then write), PostgreSQL ones are repeatable
+    by row locks in the statements themselves.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.is_sqlite = url.startswith("sqlite")
+        self._engine = _sqlite_engine(url) if self.is_sqlite else create_engine(url, pool_size=POOL_SIZE)
+        # SQLite has one writer at a time anyway; one thread spares the lock's polling.
+        workers = 1 if self.is_sqlite else POOL_SIZE
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="database")
+
+    def migrate(self) -> None:
+        """Bring the schema to this version's; safe to repeat."""
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
+        with self._engine.begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+    async def run(
+        self, function: Callable[Concatenate[Connection, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        """Call `function(connection, …)` in one transaction, in a thread.
+
+        Raises:
+            StoreUnavailable: the database does not answer, or its disk is full.
+        """
+        work = partial(self.run_sync, function, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def run_sync(
+        self, function: Callable[Concatenate[Connection, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        """Call `function(connection, …)` in one transaction, here."""
+        try:
+            with self._engine.begin() as connection:
+                return function(connection, *args, **kwargs)
+        except (OperationalError, DBAPIError) as exc:
+            if isinstance(exc, OperationalError) or exc.connection_invalidated:
+                raise StoreUnavailable(
+                    f"the state database refused: {exc.orig}", code="database_unavailable"
+                ) from exc
+            raise
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=True)
+        self._engine.dispose()
+
+
+def _sqlite_engine(url: str) -> Engine:
+    engine = create_engine(url, connect_args={"timeout": BUSY_MS / 1000, "check_same_thread": False})
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # we say BEGIN ourselves
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        # An intent must not be forgotten after a power cut: what it launched would bill unrecorded.
+        cursor.execute("PRAGMA synchronous=FULL")
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.execute(f"PRAGMA busy_timeout={BUSY_MS}")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine

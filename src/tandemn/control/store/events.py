@@ -1,0 +1,42 @@
+"""The event log: appended in the same transaction as the change that it tells of."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, select
+
+from tandemn.control.store.records import EventRecord, record
+from tandemn.control.store.schema import events
+
+if TYPE_CHECKING:
+    from tandemn.events import EventKind
+
+
+def append(
+    connection: Connection,
+    kind: EventKind,
+    *,
+    now: float,
+    job_id: str | None = None,
+    replica_id: str | None = None,
+    actor: str | None = None,
+    **data: Any,
+) -> None:
+    """Record that something happened; `data` is what docs/events.md says for the kind."""
+    connection.execute(
+        events.insert().values(
+            at=now, kind=kind.value, job_id=job_id, replica_id=replica_id, actor=actor, data=data
+        )
+    )
+
+
+def of_job(connection: Connection, job_id: str, *, after: int, limit: int) -> list[EventRecord]:
+    """Read a page of the job's events, oldest first, those numbered above `after`."""
+    query = (
+        select(events)
+        .where(events.c.job_id == job_id, events.c.seq > after)
+        .order_by(events.c.seq)
+        .limit(limit)
+    )
+    return [record(EventRecord, row) for row in connection.execute(query)]

@@ -1,0 +1,179 @@
+"""Jobs: their record, and the guarded moves from state to state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection, and_, or_, select, update
+
+from tandemn.control.store import events
+from tandemn.control.store.records import JobRecord, job_record
+from tandemn.control.store.schema import jobs
+from tandemn.errors import InvalidInput, NotFound
+from tandemn.events import EventKind
+from tandemn.protocol.jobs import JobSpec, JobState
+
+ENDED = tuple(state.value for state in JobState if state.has_ended)
+#: States in which replicas may lease and complete chunks.
+COMPUTING = (JobState.WAITING, JobState.LAUNCHING, JobState.RUNNING, JobState.CANCELLING)
+
+
+def add(
+    connection: Connection,
+    *,
+    job_id: str,
+    spec: JobSpec,
+    now: float,
+    input_object: str | None,
+    cloud: str,
+) -> None:
+    """Record a new job, in state validating."""
+    connection.execute(
+        jobs.insert().values(
+            job_id=job_id,
+            state=JobState.VALIDATING.value,
+            reason="checking every line of the input",
+            spec=spec.model_dump(mode="json"),
+            endpoint=spec.endpoint,
+            model=spec.model,
+            cloud=cloud,
+            input_object=input_object,
+            input_url=spec.input_url,
+            created_at=now,
+            deadline=now + spec.slo_s,
+        )
+    )
+    events.append(connection, EventKind.JOB_SUBMITTED, now=now, job_id=job_id, model=spec.model)
+
+
+def get(connection: Connection, job_id: str) -> JobRecord:
+    """Raises NotFound with code `job_not_found`."""
+    row = connection.execute(select(jobs).where(jobs.c.job_id == job_id)).first()
+    if row is None:
+        raise NotFound(
+            f"no such job: {job_id}",
+            code="job_not_found",
+            next_step="`tandemn list` shows the jobs",
+            param="job_id",
+            object_id=job_id,
+        )
+    return job_record(row)
+
+
+def resolve(connection: Connection, name: str) -> JobRecord:
+    """Find a job by its id or an unambiguous beginning of it.
+
+    Raises:
+        NotFound: there is none.
+        InvalidInput: several begin like that (code `ambiguous_job`).
+    """
+    pattern = name.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
+    rows = connection.execute(
+        select(jobs).where(jobs.c.job_id.like(pattern, escape="\\")).order_by(jobs.c.job_id).limit(3)
+    ).all()
+    exact = [row for row in rows if row.job_id == name]
+    if len(rows) > 1 and not exact:
+        raise InvalidInput(
+            f"several jobs begin with {name}: {', '.join(row.job_id for row in rows)}",
+            code="ambiguous_job",
+            next_step="give more of the id",
+            param="job_id",
+        )
+    if not rows or not name:
+        return get(connection, name)
+    return job_record((exact or rows)[0])
+
+
+def page(
+    connection: Connection, *, limit: int, after: str | None, states: tuple[str, ...] | None
+) -> list[JobRecord]:
+    """Up to `limit` + 1 jobs, newest first: one more than asked tells that there is a next page."""
+    query = select(jobs)
+    if states is not None:
+        query = query.where(jobs.c.state.in_(states))
+    if after:
+        last = get(connection, after)
+        query = query.where(
+            or_(
+                jobs.c.created_at < last.created_at,
+                and_(jobs.c.created_at == last.created_at, jobs.c.job_id < last.job_id),
+            )
+        )
+    query = query.order_by(jobs.c.created_at.desc(), jobs.c.job_id.desc()).limit(limit + 1)
+    return [job_record(row) for row in connection.execute(query)]
+
+
+def active(connection: Connection) -> list[JobRecord]:
+    """Every job that has not ended, oldest first."""
+    query = select(jobs).where(jobs.c.state.not_in(ENDED)).order_by(jobs.c.created_at)
+    return [job_record(row) for row in connection.execute(query)]
+
+
+def change(connection: Connection, job_id: str, /, **values: Any) -> None:
+    """Set columns that no state depends on."""
+    connection.execute(update(jobs).where(jobs.c.job_id == job_id).values(**values))
+
+
+def move(
+    connection: Connection,
+    job_id: str,
+    /,
+    *,
+    to: JobState,
+    frm: tuple[JobState, ...],
+    now: float,
+    reason: str | None = None,
+    code: str | None = None,
+    **values: Any,
+) -> bool:
+    """Compare and set the state; False where the job is in none of `frm` any more: drop the move."""
+    values |= {"state": to.value, "reason": reason, "code": code}
+    if to.has_ended:
+        values["ended_at"] = now
+    moved = connection.execute(
+        update(jobs)
+        .where(jobs.c.job_id == job_id, jobs.c.state.in_([state.value for state in frm]))
+        .values(**values)
+    ).rowcount
+    if moved:
+        kind = EventKind.JOB_ENDED if to.has_ended else EventKind.JOB_STATE
+        events.append(connection, kind, now=now, job_id=job_id, state=to.value, reason=reason, code=code)
+    return bool(moved)
+
+
+def seal(connection: Connection, job_id: str, *, outcome: JobState, now: float, reason: str) -> bool:
+    """Close the job to completions: to `assembling`, the epoch bumped. One seal wins; False: not this one."""
+    frm = [state.value for state in COMPUTING] + [JobState.PLANNING.value]
+    sealed = connection.execute(
+        update(jobs)
+        .where(jobs.c.job_id == job_id, jobs.c.state.in_(frm))
+        .values(
+            state=JobState.ASSEMBLING.value,
+            outcome=outcome.value,
+            epoch=jobs.c.epoch + 1,
+            assembling_at=now,
+            reason=reason,
+        )
+    ).rowcount
+    if sealed:
+        events.append(
+            connection, EventKind.JOB_SEALED, now=now, job_id=job_id, outcome=outcome.value, reason=reason
+        )
+    return bool(sealed)
+
+
+def bump_epoch(connection: Connection, job_id: str, *, frm: int, now: float, reason: str) -> int | None:
+    """Begin a new epoch, so that no token given so far is valid; None where another did, or it is sealed."""
+    bumped = connection.execute(
+        update(jobs)
+        .where(
+            jobs.c.job_id == job_id,
+            jobs.c.epoch == frm,
+            jobs.c.state.in_([state.value for state in COMPUTING]),
+        )
+        .values(epoch=frm + 1)
+    ).rowcount
+    if not bumped:
+        return None
+    events.append(connection, EventKind.QUEUE_REBUILT, now=now, job_id=job_id, epoch=frm + 1, reason=reason)
+    return frm + 1

@@ -1,0 +1,111 @@
+"""Replicas: their record, and what they last said."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection, func, select, update
+
+from tandemn.control.store import events
+from tandemn.control.store.records import ReplicaRecord, replica_record
+from tandemn.control.store.schema import jobs, replicas
+from tandemn.errors import NotFound
+from tandemn.events import EventKind
+from tandemn.protocol.jobs import ReplicaConfig
+from tandemn.protocol.replicas import ReplicaState
+
+ENDED = tuple(state.value for state in ReplicaState if state.has_ended)
+
+
+def request(
+    connection: Connection,
+    job_id: str,
+    *,
+    group: int,
+    config: ReplicaConfig,
+    launcher: str,
+    count: int,
+    now: float,
+    reason: str,
+    not_before: float = 0,
+) -> list[str]:
+    """Record the intent to run `count` more replicas; the reconciler launches them. Returns their ids."""
+    first = connection.execute(
+        update(jobs)
+        .where(jobs.c.job_id == job_id)
+        .values(next_replica=jobs.c.next_replica + count)
+        .returning(jobs.c.next_replica)
+    ).scalar_one()
+    ids = [f"{job_id}-r{number}" for number in range(first - count, first)]
+    for replica_id in ids:
+        connection.execute(
+            replicas.insert().values(
+                replica_id=replica_id,
+                job_id=job_id,
+                group=group,
+                state=ReplicaState.PENDING.value,
+                reason=reason,
+                config=config.model_dump(mode="json"),
+                launcher=launcher,
+                created_at=now,
+                not_before=not_before,
+            )
+        )
+        events.append(
+            connection,
+            EventKind.REPLICA_REQUESTED,
+            now=now,
+            job_id=job_id,
+            replica_id=replica_id,
+            reason=reason,
+            group=group,
+            config=config.model_dump(mode="json"),
+        )
+    return ids
+
+
+def get(connection: Connection, replica_id: str) -> ReplicaRecord:
+    """Raises NotFound with code `replica_not_found`."""
+    row = connection.execute(select(replicas).where(replicas.c.replica_id == replica_id)).first()
+    if row is None:
+        raise NotFound(
+            f"no such replica: {replica_id}",
+            code="replica_not_found",
+            next_step="`tandemn status JOB` shows the job's replicas",
+            object_id=replica_id,
+        )
+    return replica_record(row)
+
+
+def of_job(connection: Connection, job_id: str) -> list[ReplicaRecord]:
+    """Every replica that the job ever had, in the order in which they were requested."""
+    query = select(replicas).where(replicas.c.job_id == job_id)
+    rows = connection.execute(
+        query.order_by(replicas.c.created_at, func.length(replicas.c.replica_id), replicas.c.replica_id)
+    )
+    return [replica_record(row) for row in rows]
+
+
+def live(connection: Connection) -> list[ReplicaRecord]:
+    """Every replica of every job that has not ended."""
+    query = select(replicas).where(replicas.c.state.not_in(ENDED))
+    return [replica_record(row) for row in connection.execute(query)]
+
+
+def change(connection: Connection, replica_id: str, /, **values: Any) -> bool:
+    """Set columns of a replica that has not ended; False where it has."""
+    return bool(
+        connection.execute(
+            update(replicas)
+            .where(replicas.c.replica_id == replica_id, replicas.c.state.not_in(ENDED))
+            .values(**values)
+        ).rowcount
+    )
+
+
+def count_completion(connection: Connection, replica_id: str) -> None:
+    connection.execute(
+        update(replicas)
+        .where(replicas.c.replica_id == replica_id)
+        .values(chunks_completed=replicas.c.chunks_completed + 1)
+    )

@@ -1,0 +1,154 @@
+"""The tables. Times are Unix seconds, JSON columns hold what only their owner reads."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+    }
+)
+
+#: SQLite makes a rowid out of INTEGER only, so event numbers are INTEGER there.
+_SEQUENCE = BigInteger().with_variant(Integer, "sqlite")
+
+files = Table(
+    "files",
+    metadata,
+    Column("file_id", String(64), primary_key=True),
+    Column("filename", Text, nullable=False),
+    Column("purpose", String(32), nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("object", Text, nullable=False),  # its name in the object store
+    Column("created_at", Float, nullable=False),
+    Column("job_id", String(64), nullable=True),  # the job whose output or error file it is
+    Index(None, "created_at"),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("job_id", String(64), primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("outcome", String(16), nullable=True),  # what a cancelling or assembling job ends as
+    Column("reason", Text, nullable=True),
+    Column("code", String(64), nullable=True),
+    Column("spec", JSON, nullable=False),
+    Column("endpoint", String(64), nullable=True),
+    Column("model", Text, nullable=False),
+    Column("engine", String(16), nullable=True),
+    Column("cloud", String(32), nullable=True),
+    Column("input_object", Text, nullable=True),  # in the object store, or
+    Column("input_url", Text, nullable=True),  # a store of the user's
+    Column("created_at", Float, nullable=False),
+    Column("deadline", Float, nullable=False),
+    Column("started_at", Float, nullable=True),
+    Column("cancelling_at", Float, nullable=True),
+    Column("assembling_at", Float, nullable=True),
+    Column("ended_at", Float, nullable=True),
+    Column("epoch", Integer, nullable=False, default=0),
+    Column("requests", Integer, nullable=False, default=0),
+    Column("line_errors", JSON, nullable=False, default=list),
+    Column("line_errors_total", Integer, nullable=False, default=0),
+    Column("statistics", JSON, nullable=False, default=dict),
+    Column("groups", JSON, nullable=False, default=list),
+    Column("next_replica", Integer, nullable=False, default=0),
+    Column("swap", JSON, nullable=True),
+    Column("output_file_id", String(64), nullable=True),
+    Column("error_file_id", String(64), nullable=True),
+    Column("completed", Integer, nullable=False, default=0),  # of assembled output
+    Column("failed", Integer, nullable=False, default=0),
+    Index(None, "state"),
+    Index(None, "created_at"),
+)
+
+chunks = Table(
+    "chunks",
+    metadata,
+    Column("job_id", String(64), ForeignKey("jobs.job_id", ondelete="CASCADE"), primary_key=True),
+    Column("chunk", Integer, primary_key=True),
+    Column("byte_start", BigInteger, nullable=False),
+    Column("byte_end", BigInteger, nullable=False),
+    Column("first_request", Integer, nullable=False),
+    Column("requests", Integer, nullable=False),
+    Column("skipped", JSON, nullable=True),
+    Column("done", Boolean, nullable=False, default=False),
+    Column("token", String(48), nullable=True),  # of the latest grant; NULL: taken back
+    Column("holder", String(80), nullable=True),
+    Column("grants", Integer, nullable=False, default=0),
+    Column("computed", Integer, nullable=False, default=0),  # reported by holders so far
+    Column("completed", Integer, nullable=False, default=0),
+    Column("failed", Integer, nullable=False, default=0),
+    Column("recomputed", Integer, nullable=False, default=0),
+    Column("prompt_tokens", BigInteger, nullable=False, default=0),
+    Column("output_tokens", BigInteger, nullable=False, default=0),
+)
+
+strikes = Table(
+    "strikes",
+    metadata,
+    Column("job_id", String(64), ForeignKey("jobs.job_id", ondelete="CASCADE"), primary_key=True),
+    Column("chunk", Integer, primary_key=True),
+    Column("request", Integer, primary_key=True),
+    Column("count", Integer, nullable=False),
+)
+
+replicas = Table(
+    "replicas",
+    metadata,
+    Column("replica_id", String(80), primary_key=True),
+    Column("job_id", String(64), ForeignKey("jobs.job_id", ondelete="CASCADE"), nullable=False),
+    Column("group", Integer, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("reason", Text, nullable=True),
+    Column("code", String(64), nullable=True),
+    Column("config", JSON, nullable=False),
+    Column("launcher", String(16), nullable=False),
+    Column("handle", JSON, nullable=True),  # the launcher's own: pid, cluster …
+    Column("token_hash", String(64), nullable=True),
+    Column("orders", String(8), nullable=False, default="go_on"),
+    Column("kill_requested", Boolean, nullable=False, default=False),
+    Column("created_at", Float, nullable=False),
+    Column("not_before", Float, nullable=False, default=0),  # backoff of a replacement
+    Column("launched_at", Float, nullable=True),
+    Column("said_hello_at", Float, nullable=True),
+    Column("began_at", Float, nullable=True),
+    Column("stopping_at", Float, nullable=True),
+    Column("last_seen", Float, nullable=True),
+    Column("ended_at", Float, nullable=True),
+    Column("goodbye", JSON, nullable=True),
+    Column("beat", JSON, nullable=True),  # the last heartbeat
+    Column("beat_rate", JSON, nullable=True),  # requests/s and tokens/s between the last two
+    Column("chunks_completed", Integer, nullable=False, default=0),
+    Index(None, "job_id"),
+    Index(None, "state"),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("seq", _SEQUENCE, primary_key=True, autoincrement=True),
+    Column("at", Float, nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("job_id", String(64), nullable=True),
+    Column("replica_id", String(80), nullable=True),
+    Column("actor", String(80), nullable=True),
+    Column("data", JSON, nullable=False, default=dict),
+    Index(None, "job_id", "seq"),
+)

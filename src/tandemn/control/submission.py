@@ -1,0 +1,93 @@
+"""Taking a job in: check what can be checked without reading its input, then record it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from tandemn.control import names
+from tandemn.control.store import files, jobs
+from tandemn.errors import InvalidInput
+from tandemn.fleet.engines.engine import EngineName
+from tandemn.protocol.jobs import JobState
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from tandemn.control.services import Services
+    from tandemn.protocol.jobs import JobSpec
+
+#: Stores that an input may be read from in place.
+INPUT_SCHEMES = ("s3", "gs", "az")
+
+
+async def submit(services: Services, spec: JobSpec) -> str:
+    """Record a job, wake the reconciler, and return its id.
+
+    Raises:
+        InvalidInput: a cloud, engine or input that there is not.
+    """
+    cloud = spec.cloud or "local"
+    if cloud not in services.launchers:
+        raise InvalidInput(
+            f"no cloud called {cloud!r} is set up here",
+            code="unknown_cloud",
+            param="cloud",
+            next_step=f"set up: {', '.join(services.launchers)}",
+        )
+    if spec.engine is not None and spec.engine not in list(EngineName):
+        raise InvalidInput(
+            f"no engine called {spec.engine!r}",
+            code="unknown_engine",
+            param="engine",
+            next_step=f"engines: {', '.join(EngineName)}",
+        )
+    if (spec.input_file_id is None) == (spec.input_url is None):
+        raise InvalidInput("give one input: a file or a URL", code="invalid_input", param="input_file_id")
+    if spec.input_url is not None and urlsplit(spec.input_url).scheme not in INPUT_SCHEMES:
+        raise InvalidInput(
+            f"an input URL begins with {', '.join(f'{each}://' for each in INPUT_SCHEMES)}",
+            code="invalid_input_url",
+            param="input_url",
+        )
+    job_id = names.new_job_id()
+    now = services.clock.now()
+
+    def record(connection: Connection) -> None:
+        input_object = None
+        if spec.input_file_id is not None:
+            input_object = files.get(connection, spec.input_file_id).object
+        jobs.add(connection, job_id=job_id, spec=spec, now=now, input_object=input_object, cloud=cloud)
+
+    await services.database.run(record)
+    services.pulse.beat(job_id)
+    return job_id
+
+
+async def request_cancel(services: Services, job_id: str) -> None:
+    """Record that the job should end as cancelled; no error where it has ended or is ending."""
+    now = services.clock.now()
+
+    def record(connection: Connection) -> None:
+        if jobs.move(
+            connection,
+            job_id,
+            to=JobState.CANCELLED,
+            frm=(JobState.VALIDATING,),
+            now=now,
+            reason="cancelled before it began",
+        ):
+            return
+        jobs.move(
+            connection,
+            job_id,
+            to=JobState.CANCELLING,
+            frm=(JobState.PLANNING, JobState.WAITING, JobState.LAUNCHING, JobState.RUNNING),
+            now=now,
+            reason="cancelled by request; keeping the answers that are finished",
+            outcome=JobState.CANCELLED.value,
+            cancelling_at=now,
+        )
+
+    await services.database.run(record)
+    services.pulse.beat(job_id)

@@ -1,0 +1,30 @@
+"""What happened, as facts: progress, cost and the dashboard are folds over these."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class EventKind(StrEnum):
+    """Every kind of event; docs/events.md says what each carries."""
+
+    JOB_SUBMITTED = "job_submitted"
+    JOB_PLANNED = "job_planned"
+    JOB_STATE = "job_state"
+    JOB_SEALED = "job_sealed"
+    JOB_ENDED = "job_ended"
+    QUEUE_REBUILT = "queue_rebuilt"
+    REPLICA_REQUESTED = "replica_requested"
+    REPLICA_LAUNCHED = "replica_launched"
+    REPLICA_READY = "replica_ready"
+    REPLICA_BEGAN = "replica_began"
+    REPLICA_ORDERED = "replica_ordered"
+    REPLICA_ENDED = "replica_ended"
+    ENGINE_DIED = "engine_died"
+    REPLICAS_ADDED = "replicas_added"
+    REPLICAS_KILLED = "replicas_killed"
+    SWAP_BEGAN = "swap_began"
+    SWAP_DRAINING = "swap_draining"
+    SWAP_ENDED = "swap_ended"
+    CHUNK_COMPLETED = "chunk_completed"
+    CHUNK_REFUSED = "chunk_refused"

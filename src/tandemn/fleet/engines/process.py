@@ -1,0 +1,192 @@
+"""One engine as a child process: start it, wait until it answers, hear of its end, end it.
+
+It ends with its starter whatever happens to that one (see `leash.py`), and its workers end with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import time
+from typing import TYPE_CHECKING
+
+import aiohttp
+
+from tandemn.errors import EngineFailed
+from tandemn.settings import python_executable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tandemn.fleet.engines.engine import EngineAdapter, EngineSpec
+
+#: How long an engine may take to end by itself when told to; then it is killed.
+STOP_GRACE_S = 10.0
+#: How much longer the leash may take before it is killed, and its engine with it.
+LEASH_GRACE_S = 5.0
+#: Between two looks at an engine that is loading: short at first (the small ones are up in 50 ms), then longer.
+FIRST_POLL_S, LAST_POLL_S = 0.02, 0.5
+#: One health request; an engine that loads may accept connections and not answer.
+HEALTH_TIMEOUT_S = 5.0
+#: How much of the log goes into an error, in bytes and lines.
+LOG_TAIL_BYTES, LOG_TAIL_LINES = 8192, 20
+
+
+class EngineProcess:
+    """One engine, from start to end.
+
+    Args:
+        adapter: knows the kind of engine.
+        spec: what to serve and where.
+        log_path: what the process prints is appended here; the folder is made where it is missing.
+        stop_grace_s: see STOP_GRACE_S.
+    """
+
+    def __init__(
+        self, adapter: EngineAdapter, spec: EngineSpec, log_path: Path, *, stop_grace_s: float = STOP_GRACE_S
+    ) -> None:
+        self.adapter = adapter
+        self.spec = spec
+        self.log_path = log_path
+        self._stop_grace_s = stop_grace_s
+        self._leash: asyncio.subprocess.Process | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it answers, without a slash at the end."""
+        return f"http://{self.spec.host}:{self.spec.port}"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What requests to it must carry."""
+        return {"Authorization": f"Bearer {self.spec.api_key}"} if self.spec.api_key else {}
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of its leash: whoever kills that kills the engine. None before the start."""
+        return self._leash.pid if self._leash else None
+
+    @property
+    def exit_status(self) -> int | None:
+        """None while it runs or before the start; 128 + N where signal N ended it."""
+        if self._leash is None or self._leash.returncode is None:
+            return None
+        status = self._leash.returncode
+        return status if status >= 0 else 128 - status
+
+    async def start(self) -> None:
+        """Start the process; it is not ready yet.
+
+        Raises:
+            InvalidInput, MissingDependency: this machine cannot run it.
+            EngineFailed: `engine_start_failed` where the port is in use.
+        """
+        assert self._leash is None, "an engine process starts once"
+        self.adapter.check(self.spec)
+        if not _port_is_free(self.spec.host, self.spec.port):
+            raise EngineFailed(
+                f"port {self.spec.port} of {self.spec.host} is in use",
+                code="engine_start_failed",
+                next_step="give the engine another port",
+            )
+        command = [python_executable(), "-m", "tandemn.fleet.engines.leash"]
+        command += ["--grace-s", str(self._stop_grace_s), "--", *self.adapter.command(self.spec)]
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        with self.log_path.open("ab") as log:
+            self._leash = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.PIPE,  # never written to: its end tells the leash of ours
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **self.adapter.environment(self.spec)},
+                start_new_session=True,
+            )
+
+    async def wait_ready(self, timeout_s: float) -> None:
+        """Return when the engine answers; end it and raise where it does not.
+
+        Raises:
+            EngineFailed: `engine_start_failed` as soon as the process ends, `engine_start_timeout` after
+                `timeout_s`; the message has the end of the log.
+        """
+        until = time.monotonic() + timeout_s
+        poll_s = FIRST_POLL_S
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=HEALTH_TIMEOUT_S)) as session:
+            while not await _is_healthy(session, f"{self.url}/health"):
+                self._check_alive_while_loading()
+                if time.monotonic() > until:
+                    await self.stop()
+                    raise self._failure(f"is not ready after {timeout_s:g} s", code="engine_start_timeout")
+                await asyncio.sleep(poll_s)
+                poll_s = min(poll_s * 1.5, LAST_POLL_S)
+        # Another process on the same port would answer for an engine that has died of finding it taken.
+        self._check_alive_while_loading()
+
+    def _check_alive_while_loading(self) -> None:
+        if self.exit_status is not None:
+            raise self._failure(
+                f"ended with status {self.exit_status} while loading", code="engine_start_failed"
+            )
+
+    def _failure(self, what: str, *, code: str) -> EngineFailed:
+        tail = log_tail(self.log_path)
+        return EngineFailed(
+            f"engine {self.spec.engine} for {self.spec.model} {what}" + (f":\n{tail}" if tail else ""),
+            code=code,
+            next_step=f"read {self.log_path}",
+        )
+
+    async def wait_dead(self) -> int:
+        """Return the exit status when the engine has ended; 128 + N where signal N ended it."""
+        assert self._leash is not None, "it was not started"
+        await self._leash.wait()
+        status = self.exit_status
+        assert status is not None, "wait() sets it"
+        return status
+
+    async def stop(self) -> None:
+        """End it, with its workers: SIGTERM, then SIGKILL when the grace is over. Any number of times."""
+        if self._leash is None or self._leash.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            self._leash.send_signal(signal.SIGTERM)
+        try:
+            await asyncio.wait_for(self._leash.wait(), self._stop_grace_s + LEASH_GRACE_S)
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                self._leash.kill()
+            await self._leash.wait()
+
+
+async def _is_healthy(session: aiohttp.ClientSession, url: str) -> bool:
+    try:
+        async with session.get(url) as response:
+            return response.status == 200
+    except (aiohttp.ClientError, TimeoutError, OSError):
+        return False
+
+
+def _port_is_free(host: str, port: int) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # As servers do: connections of a former server that linger do not make a port taken.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+        return True
+
+
+def log_tail(path: Path) -> str:
+    """Return the last lines of a log, empty where there is none."""
+    try:
+        with path.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
+            text = log.read().decode(errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-LOG_TAIL_LINES:])

@@ -1,0 +1,65 @@
+"""The seam of every launcher: whoever starts and ends the machines or processes that replicas are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tandemn.fleet.reconcile import Presence
+    from tandemn.protocol.jobs import ReplicaConfig
+
+#: What a launcher needs to find its replica again; it alone reads it. JSON.
+Handle = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchSpec:
+    """One replica to be launched. Its name is deterministic: launching twice must not give two."""
+
+    replica_id: str
+    job_id: str
+    config: ReplicaConfig
+    server_url: str
+    token: str
+    """The replica's own key; a secret: never on a command line or in a log."""
+
+
+class Launcher(Protocol):
+    """Calls may block for long; they are made in threads. Errors: NextOffer, Retryable, InvalidInput, Broken."""
+
+    name: str
+
+    def room(self) -> int:
+        """How many more replicas could be launched now."""
+        ...
+
+    def launch(self, spec: LaunchSpec) -> Handle:
+        """Start it and return as soon as it has an identity; readiness is the runner's own word."""
+        ...
+
+    def find(self, replica_id: str) -> Handle | None:
+        """Find a replica by its name: the record may have been lost between launch and write."""
+        ...
+
+    def observe(self, handles: Sequence[Handle]) -> list[Presence]:
+        """Look, for each handle, whether it is still there."""
+        ...
+
+    def stop(self, handle: Handle) -> None:
+        """Give it notice: it stores what it finished and ends."""
+        ...
+
+    def terminate(self, handle: Handle) -> None:
+        """End it by force; what it ran on is freed. Safe to repeat."""
+        ...
+
+    def clean(self, replica_id: str) -> None:
+        """Remove what an ended replica left on this machine, but for its log."""
+        ...
+
+    def log_tail(self, replica_id: str, lines: int) -> list[str]:
+        """Read the end of its log; empty where there is none."""
+        ...

@@ -1,0 +1,139 @@
+"""Replicas as processes on this machine: `--cloud local`.
+
+Each is `python -m tandemn.runner --replica-id ID` in a session of its own, so that it outlives the control
+plane and is adopted by the next one. It is known by pid and process start time, and found again by the id
+on its command line.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import psutil
+
+from tandemn.fleet.reconcile import Presence
+from tandemn.settings import python_executable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from tandemn.fleet.launchers.launcher import Handle, LaunchSpec
+
+#: Process start times are read with this much tolerance, in seconds.
+_SAME_START_S = 0.02
+
+
+class LocalLauncher:
+    """Launches runners below `home`: `work/ID` while they live, `logs/replicas/ID.log` for good."""
+
+    name = "local"
+
+    def __init__(self, home: Path, slots: int) -> None:
+        self._home = home
+        self._slots = slots
+        #: Our own children, to be reaped; adopted ones are init's.
+        self._children: dict[int, subprocess.Popen[bytes]] = {}
+
+    def room(self) -> int:
+        self._reap()
+        return max(0, self._slots - sum(1 for _ in self._runners()))
+
+    def launch(self, spec: LaunchSpec) -> Handle:
+        work = self._work(spec.replica_id)
+        work.mkdir(parents=True, exist_ok=True)
+        log = self.log_path(spec.replica_id)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        environment = os.environ | {
+            "TANDEMN_HOME": str(self._home),
+            "TANDEMN_REPLICA_TOKEN": spec.token,
+        }
+        command = [python_executable(), "-m", "tandemn.runner"]
+        command += ["--server", spec.server_url, "--replica", spec.replica_id]
+        command += ["--work", str(work)]
+        with log.open("ab") as output:
+            process = subprocess.Popen(  # noqa: S603 - our own module
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                cwd=work,
+                env=environment,
+            )
+        self._children[process.pid] = process
+        return _handle(psutil.Process(process.pid))
+
+    def find(self, replica_id: str) -> Handle | None:
+        for process in self._runners():
+            with suppress(psutil.Error):
+                if replica_id in process.cmdline():
+                    return _handle(process)
+        return None
+
+    def observe(self, handles: Sequence[Handle]) -> list[Presence]:
+        self._reap()
+        return [Presence.THERE if _process(handle) else Presence.GONE for handle in handles]
+
+    def stop(self, handle: Handle) -> None:
+        process = _process(handle)
+        if process:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGTERM)
+
+    def terminate(self, handle: Handle) -> None:
+        process = _process(handle)
+        if process:
+            # The engine dies with its runner: it asked the kernel for that.
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    def clean(self, replica_id: str) -> None:
+        shutil.rmtree(self._work(replica_id), ignore_errors=True)
+
+    def log_tail(self, replica_id: str, lines: int) -> list[str]:
+        with suppress(FileNotFoundError), self.log_path(replica_id).open(errors="replace") as log:
+            return [line.rstrip("\n") for line in deque(log, maxlen=lines)]
+        return []
+
+    def log_path(self, replica_id: str) -> Path:
+        return self._home / "logs" / "replicas" / f"{replica_id}.log"
+
+    def _work(self, replica_id: str) -> Path:
+        return self._home / "work" / replica_id
+
+    def _runners(self) -> list[psutil.Process]:
+        """Every living runner of this home."""
+        mine = str(self._home / "work") + os.sep
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                line = process.cmdline()
+                if "tandemn.runner" in line and any(each.startswith(mine) for each in line):
+                    found.append(process)
+        return found
+
+    def _reap(self) -> None:
+        for pid, child in list(self._children.items()):
+            if child.poll() is not None:
+                del self._children[pid]
+
+
+def _handle(process: psutil.Process) -> Handle:
+    return {"pid": process.pid, "started": process.create_time()}
+
+
+def _process(handle: Handle) -> psutil.Process | None:
+    """Return the living process that the handle means; a pid that was given to another one is not it."""
+    try:
+        process = psutil.Process(handle["pid"])
+        same = abs(process.create_time() - handle["started"]) < _SAME_START_S
+        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+    except psutil.NoSuchProcess:
+        return None

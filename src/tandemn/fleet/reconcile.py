@@ -1,0 +1,340 @@
+"""What should be done about a job's fleet now: pure, from what is wanted and what is observed.
+
+A job wants groups of replicas (one configuration each). The decision starts what is requested, ends what
+is not wanted any more, notices what died, replaces it with backoff, and gives up after too many failures
+in a row without progress. It never undoes a manual change: a kill lowers the number wanted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from tandemn.protocol.replicas import Goodbye, Market, ReplicaState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: A replica whose process cannot be seen, or is frozen, is ended after this long a silence. Its chunks
+#: went to others long before, when their leases ran out.
+SILENT_S = 90.0
+#: First contact of a launched replica: a cloud may take this long to boot and install.
+HELLO_S = 1800.0
+#: How long a stopping replica has for storing what it finished before it is ended by force.
+STOP_GRACE_S = 20.0
+#: How long a draining replica may work on the chunks that it holds.
+DRAIN_GRACE_S = 1800.0
+#: Failures in a row, without one answer in between, after which a group is given up.
+FAILURES_LIMIT = 4
+#: The same, where replicas were taken away before they got anywhere: the market's doing more than ours, but
+#: a runner that dies as it starts looks like that, too.
+LOSSES_LIMIT = 25
+#: The wait before a replacement: doubled with each failure in a row, from the first to the last of these.
+BACKOFF_S = (1.0, 60.0)
+
+#: Failures that every further replica would repeat: the first one ends the job.
+FATAL_CODES = frozenset({"model_not_found", "missing_dependency", "invalid_input", "store_full"})
+
+
+class Presence(StrEnum):
+    """What the launcher sees of a replica's process or cluster."""
+
+    THERE = "there"
+    GONE = "gone"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replica:
+    """One replica that has not ended, or one that did and counts for failures."""
+
+    replica_id: str
+    group: int
+    state: ReplicaState
+    market: Market
+    presence: Presence
+    orders: str = "go_on"
+    kill_requested: bool = False
+    created_at: float
+    not_before: float = 0.0
+    launched_at: float | None = None
+    said_hello: bool = False
+    began: bool = False
+    """Whether it has begun to compute a chunk."""
+    stopping_at: float | None = None
+    last_seen: float | None = None
+    ended_at: float | None = None
+    goodbye: Goodbye | None = None
+    requests_done: int = 0
+    code: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Swap:
+    """A swap under way: `launching` until the threshold has begun, then `draining`."""
+
+    state: str
+    new_group: int
+    threshold: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fleet:
+    """All that the decision looks at."""
+
+    wanted: tuple[int, ...]
+    """Replicas wanted, by group."""
+    replicas: tuple[Replica, ...]
+    swap: Swap | None = None
+    needs_replicas: bool = True
+    """False once the job is sealed, cancelled or done: end everything."""
+    persist: bool = False
+    """Leave running replicas be when they are not needed any more."""
+    may_start: int = 1_000_000
+    """How many more replicas the launcher has room for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Launch a requested replica."""
+
+    replica_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """Tell a replica to drain or stop, by its next call and, for a stop, by a signal."""
+
+    replica_id: str
+    orders: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terminate:
+    """End its process or cluster by force; it is recorded as ended only when it is seen to be gone."""
+
+    replica_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class End:
+    """Record that it has ended, and take back what it holds."""
+
+    replica_id: str
+    state: ReplicaState
+    reason: str
+    code: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """Ask for a replacement in a group, not to be launched before `not_before`."""
+
+    group: int
+    count: int
+    not_before: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GiveUp:
+    """The job cannot go on."""
+
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveSwap:
+    """The swap's next state; `draining` also means: the other groups are wanted no more."""
+
+    to: str
+    reason: str
+
+
+Action = Start | Order | Terminate | End | Request | GiveUp | MoveSwap
+
+
+def decide(fleet: Fleet, now: float) -> list[Action]:
+    """Return what to do, most urgent first. Safe to apply in part, and to repeat."""
+    swap_actions = list(_swap(fleet))
+    if swap_actions:
+        return swap_actions
+    actions: list[Action] = []
+    for replica in fleet.replicas:
+        if not replica.state.has_ended:
+            actions.extend(_one(fleet, replica, now))
+    if fleet.needs_replicas:
+        actions.extend(_groups(fleet, now))
+    return _within_room(actions, fleet.may_start)
+
+
+def _one(fleet: Fleet, replica: Replica, now: float) -> Iterator[Action]:
+    unwanted = _unwanted(fleet, replica)
+    if replica.state is ReplicaState.PENDING:
+        if unwanted:
+            yield End(replica_id=replica.replica_id, state=unwanted[0], reason=unwanted[2])
+        elif replica.not_before <= now:
+            yield Start(replica_id=replica.replica_id)
+        return
+    if replica.presence is Presence.GONE:
+        yield _ended(replica, unwanted)
+        return
+    if replica.goodbye is not None:
+        # It said goodbye but its process or cluster is still there: that would go on billing.
+        yield Terminate(replica_id=replica.replica_id, reason="it has ended; freeing what it ran on")
+        return
+    overdue = _overdue(replica, now)
+    if overdue:
+        yield Terminate(replica_id=replica.replica_id, reason=overdue)
+    elif unwanted and _stronger(unwanted[1], replica.orders):
+        yield Order(replica_id=replica.replica_id, orders=unwanted[1], reason=unwanted[2])
+
+
+def _unwanted(fleet: Fleet, replica: Replica) -> tuple[ReplicaState, str, str] | None:
+    """Why it should go: the state that it ends in, the order, the reason. None: it should stay."""
+    if replica.kill_requested:
+        return ReplicaState.KILLED, "stop", "killed by request"
+    if not fleet.needs_replicas:
+        if fleet.persist and replica.state is not ReplicaState.PENDING:
+            return None
+        return ReplicaState.COMPLETED, "stop", "the job needs no replica any more"
+    swap = fleet.swap
+    if swap and swap.state in {"draining", "done"} and replica.group < swap.new_group:
+        return ReplicaState.SWAPPED_OUT, "drain", "swapped out"
+    if swap and swap.state in {"failed", "cancelled"} and replica.group == swap.new_group:
+        return ReplicaState.KILLED, "stop", f"the swap that brought it was {swap.state}"
+    return None
+
+
+def _stronger(orders: str, than: str) -> bool:
+    ranks = ("go_on", "drain", "stop")
+    return ranks.index(orders) > ranks.index(than)
+
+
+def _overdue(replica: Replica, now: float) -> str | None:
+    if replica.stopping_at is not None:
+        grace = STOP_GRACE_S if replica.orders == "stop" else DRAIN_GRACE_S
+        if now - replica.stopping_at > grace:
+            return f"it did not end within {grace:.0f} s of being told to {replica.orders}"
+    if not replica.said_hello:
+        if replica.launched_at is not None and now - replica.launched_at > HELLO_S:
+            return f"launched, but not heard of within {HELLO_S:.0f} s"
+    elif replica.last_seen is not None and now - replica.last_seen > SILENT_S:
+        return f"silent for {SILENT_S:.0f} s"
+    return None
+
+
+def _ended(replica: Replica, unwanted: tuple[ReplicaState, str, str] | None) -> End:
+    """Name the state in which a replica that is gone has ended."""
+    goodbye = replica.goodbye
+    if goodbye is not None and goodbye.outcome == "failed":
+        return End(
+            replica_id=replica.replica_id,
+            state=ReplicaState.FAILED,
+            reason=goodbye.reason or "it failed without saying why",
+            code=goodbye.code or "replica_failed",
+        )
+    if unwanted is not None:
+        return End(replica_id=replica.replica_id, state=unwanted[0], reason=unwanted[2])
+    if replica.orders != "go_on" or (goodbye is not None and goodbye.outcome == "completed"):
+        return End(replica_id=replica.replica_id, state=ReplicaState.COMPLETED, reason="finished as ordered")
+    if goodbye is not None and goodbye.outcome == "preempted":
+        return End(
+            replica_id=replica.replica_id,
+            state=ReplicaState.PREEMPTED,
+            reason=goodbye.reason or "taken away with notice",
+        )
+    if replica.market is Market.SPOT:
+        return End(replica_id=replica.replica_id, state=ReplicaState.PREEMPTED, reason="gone without notice")
+    return End(
+        replica_id=replica.replica_id,
+        state=ReplicaState.FAILED,
+        code="replica_lost",
+        reason="its process or cluster is gone",
+    )
+
+
+def _groups(fleet: Fleet, now: float) -> Iterator[Action]:
+    for group, wanted in enumerate(fleet.wanted):
+        members = [replica for replica in fleet.replicas if replica.group == group]
+        live = sum(1 for replica in members if not replica.state.has_ended and not replica.kill_requested)
+        missing = wanted - live
+        if missing <= 0:
+            continue
+        failures = failures_in_a_row(members)
+        last = failures[-1] if failures else None
+        if last is not None and _is_hopeless(failures) and not any(each.requests_done for each in members):
+            # The other groups may still do the work; the job is given up with its last hope.
+            if live == 0 and not _others_alive(fleet, group):
+                yield GiveUp(code=last.code or "replica_failed", reason=_why_given_up(last, len(failures)))
+            continue
+        wait = min(BACKOFF_S[0] * 2 ** (len(failures) - 1), BACKOFF_S[1]) if failures else 0.0
+        since = last.ended_at if last is not None and last.ended_at is not None else now
+        yield Request(
+            group=group, count=missing, not_before=since + wait, reason="replaces one that was lost"
+        )
+
+
+def failures_in_a_row(members: list[Replica]) -> list[Replica]:
+    """The group's latest ended replicas that failed or vanished before giving one answer, oldest first.
+
+    One that ended after giving answers breaks the row.
+    """
+    row: list[Replica] = []
+    ended = [replica for replica in members if replica.state.has_ended]
+    for replica in sorted(ended, key=lambda each: each.ended_at or 0.0, reverse=True):
+        if replica.requests_done > 0:
+            break
+        if replica.state in {ReplicaState.FAILED, ReplicaState.PREEMPTED}:
+            row.append(replica)
+    return row[::-1]
+
+
+def _is_hopeless(row: list[Replica]) -> bool:
+    """Whether a row of failures says that the next replica would fail, too."""
+    failed = sum(replica.state is ReplicaState.FAILED for replica in row)
+    return bool(row) and (row[-1].code in FATAL_CODES or failed >= FAILURES_LIMIT or len(row) >= LOSSES_LIMIT)
+
+
+def _others_alive(fleet: Fleet, group: int) -> bool:
+    return any(replica.group != group and not replica.state.has_ended for replica in fleet.replicas)
+
+
+def _why_given_up(last: Replica, count: int) -> str:
+    times = f"{count} replicas in a row failed" if count > 1 else "a replica failed"
+    return f"{times} before giving an answer; the last one: {last.reason}"
+
+
+def _swap(fleet: Fleet) -> Iterator[Action]:
+    swap = fleet.swap
+    if swap is None or not fleet.needs_replicas:
+        return
+    if swap.state == "launching":
+        members = [replica for replica in fleet.replicas if replica.group == swap.new_group]
+        begun = sum(1 for replica in members if replica.began and not replica.state.has_ended)
+        failures = failures_in_a_row(members)
+        if begun >= swap.threshold:
+            yield MoveSwap(to="draining", reason=f"{begun} new replicas have begun processing")
+        elif _is_hopeless(failures):
+            reason = f"{_why_given_up(failures[-1], len(failures))}; the old replicas go on"
+            yield MoveSwap(to="failed", reason=reason)
+    elif swap.state == "draining":
+        old = [each for each in fleet.replicas if each.group < swap.new_group]
+        if all(replica.state.has_ended for replica in old):
+            yield MoveSwap(to="done", reason="every old replica has ended")
+
+
+def _within_room(actions: list[Action], room: int) -> list[Action]:
+    kept: list[Action] = []
+    for action in actions:
+        if isinstance(action, Start):
+            if room <= 0:
+                continue
+            room -= 1
+        kept.append(action)
+    return kept

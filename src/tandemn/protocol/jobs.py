@@ -1,0 +1,272 @@
+"""Jobs as the command line and the control plane speak of them."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tandemn.protocol.replicas import Market, ReplicaState
+
+Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
+
+#: What OpenAI allows in a batch's metadata.
+Metadata = Annotated[dict[str, str], Field(max_length=16)]
+
+
+class JobState(StrEnum):
+    VALIDATING = "validating"
+    PLANNING = "planning"
+    WAITING = "waiting"
+    LAUNCHING = "launching"
+    RUNNING = "running"
+    CANCELLING = "cancelling"
+    ASSEMBLING = "assembling"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    OVER_BUDGET = "over_budget"
+
+    @property
+    def has_ended(self) -> bool:
+        return self in _ENDED
+
+
+_ENDED = frozenset(
+    {JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED, JobState.OVER_BUDGET}
+)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ReplicaConfig(_Strict):
+    """What one replica runs on; replicas of one configuration form a group."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    gpu: str = "cpu"
+    tp: int = Field(default=1, ge=1, le=64)
+    pp: int = Field(default=1, ge=1, le=64)
+    market: Market = Market.SPOT
+    region: str | None = None
+
+
+class JobSpec(_Strict):
+    """What the user asked for. Unset means: Tandemn chooses."""
+
+    model: str = Field(min_length=1, max_length=1024)
+    input_file_id: str | None = None
+    """A file uploaded before; exactly one of this and `input_url`."""
+    input_url: str | None = None
+    """`s3://…` and the like, read in place."""
+    slo_s: float = Field(gt=0, le=30 * 86400)
+    """Deadline, in seconds from submission."""
+    max_output_tokens: int | None = Field(default=None, ge=1)
+    cloud: str | None = None
+    region: str | None = None
+    gpu: str | None = None
+    tp: int | None = Field(default=None, ge=1, le=64)
+    pp: int | None = Field(default=None, ge=1, le=64)
+    replicas: int | None = Field(default=None, ge=1, le=1000)
+    on_demand: bool = False
+    chunk_size: int | None = Field(default=None, ge=1)
+    """Requests a chunk."""
+    engine: str | None = None
+    engine_args: list[str] = []
+    budget_usd: Decimal | None = Field(default=None, gt=0)
+    priority: int = 0
+    advisor: Literal["own", "koi"] = "own"
+    force: bool = False
+    persist: bool = False
+    """Leave the replicas running when the job ends."""
+    skip_invalid: bool = False
+    stop_at_deadline: bool = False
+    endpoint: Endpoint | None = None
+    """Given through the Batch API: every line must agree."""
+    model_from_lines: bool = False
+    """Given through the Batch API: the lines name the model, and must agree."""
+    metadata: Metadata | None = None
+
+
+class LineErrorView(BaseModel):
+    """One bad input line."""
+
+    line: int | None
+    code: str
+    message: str
+    param: str | None = None
+
+
+class RequestCounts(BaseModel):
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+    recomputed: int = 0
+    """Answers computed more than once, because a replica died before it could store them."""
+
+
+class ChunkCounts(BaseModel):
+    total: int = 0
+    pending: int = 0
+    leased: int = 0
+    completed: int = 0
+    failed: int = 0
+
+
+class ReplicaView(BaseModel):
+    replica_id: str
+    state: ReplicaState
+    gpu: str
+    tp: int = 1
+    pp: int = 1
+    market: Market
+    region: str | None = None
+    pid: int | None = None
+    """Of the runner, where it is a process on this machine."""
+    reason: str | None = None
+    chunks_completed: int = 0
+    requests_per_s: float | None = None
+
+
+class JobStatus(BaseModel):
+    """`tandemn status JOB --json`."""
+
+    job_id: str
+    state: JobState
+    reason: str | None = None
+    """Why it is in this state, in a sentence; for a failed job the cause and the next step."""
+    code: str | None = None
+    """Stable code of the reason, where it is an error."""
+    model: str
+    engine: str | None = None
+    requests: RequestCounts = RequestCounts()
+    chunks: ChunkCounts = ChunkCounts()
+    replicas: list[ReplicaView] = []
+    requests_per_s: float | None = None
+    tokens_per_s: float | None = None
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    eta_s: float | None = None
+    """Seconds until the last answer at the present pace."""
+    deadline: float
+    """Unix time."""
+    is_late: bool = False
+    created_at: float
+    started_at: float | None = None
+    """When the first replica began to compute."""
+    ended_at: float | None = None
+    cost_usd: Decimal | None = None
+    """None: unknown."""
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    errors: list[LineErrorView] = []
+    errors_total: int = 0
+    swap: SwapView | None = None
+
+
+class SwapView(BaseModel):
+    """A swap under way, or how the last one ended."""
+
+    state: Literal["launching", "draining", "done", "failed", "cancelled"]
+    reason: str
+    new: list[str]
+    old: list[str]
+    ready: int
+    """New replicas that have begun processing."""
+    threshold: int
+
+
+class JobSummary(BaseModel):
+    """One row of `tandemn list`."""
+
+    job_id: str
+    state: JobState
+    model: str
+    requests: RequestCounts
+    created_at: float
+    deadline: float
+    is_late: bool = False
+    ended_at: float | None = None
+    reason: str | None = None
+
+
+class JobList(BaseModel):
+    jobs: list[JobSummary]
+    next_after: str | None = None
+    """Pass as `after` for the next page."""
+
+
+class AddRequest(_Strict):
+    replicas: int = Field(ge=1, le=1000)
+    gpu: str | None = None
+    tp: int | None = Field(default=None, ge=1, le=64)
+    pp: int | None = Field(default=None, ge=1, le=64)
+    on_demand: bool = False
+
+
+class AddAnswer(BaseModel):
+    job_id: str
+    new: list[str]
+    config: ReplicaConfig
+
+
+class KillRequest(_Strict):
+    replicas: list[str] = Field(min_length=1, max_length=1000)
+
+
+class KillAnswer(BaseModel):
+    job_id: str
+    killed: list[str]
+    skipped: dict[str, str]
+    """Replica -> why nothing was done to it."""
+    chunks_reclaimed: int
+    replicas_wanted: int
+    """How many replicas the job wants from now on."""
+
+
+class SwapRequest(_Strict):
+    gpu: str | None = None
+    tp: int | None = Field(default=None, ge=1, le=64)
+    pp: int | None = Field(default=None, ge=1, le=64)
+    replicas: int | None = Field(default=None, ge=1, le=1000)
+    ready_threshold: int | None = Field(default=None, ge=1)
+    on_demand: bool = False
+
+
+class SwapAnswer(BaseModel):
+    job_id: str
+    new: list[str]
+    old: list[str]
+    config: ReplicaConfig
+    threshold: int
+
+
+class EventView(BaseModel):
+    seq: int
+    at: float
+    kind: str
+    job_id: str | None = None
+    replica_id: str | None = None
+    actor: str | None = None
+    data: dict[str, Any] = {}
+
+
+class EventList(BaseModel):
+    events: list[EventView]
+    next_after: int | None = None
+
+
+class ServerStatus(BaseModel):
+    """`tandemn server status --json`."""
+
+    url: str
+    pid: int
+    version: str
+
+
+JobStatus.model_rebuild()

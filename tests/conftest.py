@@ -1,0 +1,37 @@
+"""What several suites share: an S3 server."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import urllib.request
+
+import pytest
+
+S3_KEY = "AKIATESTTESTTEST"
+S3_SECRET = "not-a-real-secret-but-never-to-be-shown"
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """A real S3 server over HTTP on a free port; yields its URL."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3_url(s3_server, monkeypatch):
+    """The URL of a prefix in a bucket of its own; the environment holds what a client needs to use it."""
+    bucket = f"bucket-{secrets.token_hex(4)}"
+    urllib.request.urlopen(urllib.request.Request(f"{s3_server}/{bucket}", method="PUT")).close()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", S3_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", S3_SECRET)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    return f"s3://{bucket}/some/prefix"
