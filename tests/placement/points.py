@@ -8,7 +8,10 @@ from tandemn.placement.catalog.gpus import gpu_named
 from tandemn.placement.models import shape_of
 from tandemn.placement.roofline import INDEX, PARAMETERS, Case, features, log_requests_per_s
 
-COLUMNS = "model,gpu,tp,pp,precision,isl,osl,concurrency,n_requests,output_tok_s,engine,notes".split(",")
+COLUMNS = [
+    *("model", "gpu", "tp", "pp", "precision", "isl", "osl"),
+    *("concurrency", "n_requests", "output_tok_s", "engine", "notes"),
+]
 GRID = [
     (model, gpu, tp, pp, isl, osl, concurrency)
     for model, gpu, layouts in (

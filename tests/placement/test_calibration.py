@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.placement.points import write_points
 
 from tandemn.errors import InvalidInput
 from tandemn.placement.accuracy import measure
 from tandemn.placement.calibration import fit, held_out, read, read_points, write
 from tandemn.placement.throughput import RooflinePredictor, shipped_calibration
-from tests.placement.points import write_points
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,7 +30,7 @@ def test_fit_recovers_what_made_the_points(points, fitted):
     rates = fitted.log_rate([p.case for p in points], [p.model for p in points])
     accuracy = measure(points, rates)
     assert accuracy.mape < 0.05
-    assert accuracy.spearman > 0.99
+    assert (accuracy.spearman or 0) > 0.99
     assert fitted.spread["seen"] < 0.1
 
 

@@ -3,7 +3,7 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import boto3
+import boto3.session
 import pytest
 from moto import mock_aws
 
@@ -19,7 +19,7 @@ def aws(monkeypatch):
         monkeypatch.setenv(name, "testing")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     with mock_aws():
-        yield boto3.Session()
+        yield boto3.session.Session()
 
 
 def launch(session, instance_type, region="us-east-1", *, spot=False):
@@ -154,7 +154,7 @@ def test_without_boto3_the_pip_line_is_named(monkeypatch):
     real = builtins.__import__
 
     def no_boto3(name, *args, **kwargs):
-        if name == "boto3":
+        if name.startswith("boto3"):
             raise ImportError(name)
         return real(name, *args, **kwargs)
 
@@ -170,13 +170,13 @@ def test_no_credentials(monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     with pytest.raises(NotAllowed):
-        QuotaReader(MockClock(), boto3.Session()).read(["us-east-1"])
+        QuotaReader(MockClock(), boto3.session.Session()).read(["us-east-1"])
 
 
 def test_a_region_that_does_not_answer(monkeypatch):
     class Silent:
         def client(self, name, *, region_name, config):
-            session = boto3.Session(aws_access_key_id="x", aws_secret_access_key="y")
+            session = boto3.session.Session(aws_access_key_id="x", aws_secret_access_key="y")
             return session.client(
                 name, region_name=region_name, config=config, endpoint_url="http://127.0.0.1:9"
             )

@@ -70,6 +70,8 @@ def test_quota_of_zero_moves_the_plan_elsewhere():
     units = [unit(1.0, "near"), unit(1.5, "far")]
     near = solve(units, 100, {})
     far = solve(units, 100, {("near", "G", "spot"): 0})
+    assert near is not None
+    assert far is not None
     assert [choice.index for choice in near.choices] == [0]
     assert [choice.index for choice in far.choices] == [1]
 
@@ -81,5 +83,6 @@ def test_a_short_quota_makes_a_mix():
         )
 
     solution = solve([unit(1.0, "near"), unit(1.5, "far")], 300, {("near", "G", "spot"): 8})
+    assert solution is not None
     assert {choice.index: choice.count for choice in solution.choices} == {0: 2, 1: 1}
-    assert sum(choice.requests for choice in solution.choices) == pytest.approx(300)
+    assert math.fsum(choice.requests for choice in solution.choices) == pytest.approx(300)

@@ -2,45 +2,56 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from tandemn.cli import options
+from tandemn.cli.output import emit, note, say
 from tandemn.placement.catalog.offers import Market
 from tandemn.placement.catalog.skypilot import load_offers
 from tandemn.placement.gpu_table import GpuRow, show_gpus, to_json
 
+app = typer.Typer(rich_markup_mode=None)
 
+
+@app.command("show-gpus")
 def show_gpus_command(
+    *,
     gpu: Annotated[
         str | None, typer.Option("--gpu", help="Only this GPU, with every place that has it.")
     ] = None,
     provider: Annotated[str | None, typer.Option("--provider", help="Only this provider.")] = None,
     spot: Annotated[bool, typer.Option("--spot", help="Only spot prices.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     catalogs: Annotated[
         Path | None,
-        typer.Option("--catalogs", help="SkyPilot's catalog folder.", show_default="~/.sky/catalogs"),
+        typer.Option(
+            "--catalogs", metavar="DIR", help="SkyPilot's catalogs; ~/.sky/catalogs where not given."
+        ),
     ] = None,
+    as_json: options.AsJson = False,
+    _verbose: options.Verbose = False,
 ) -> None:
-    """Compare GPUs: memory, speed, and the lowest known price of each provider and market."""
-    folder = catalogs or Path.home() / ".sky" / "catalogs"
+    """Compare GPUs: memory, speed, and the lowest known price of each provider and market.
+
+    Examples:
+        tandemn show-gpus
+        tandemn show-gpus --gpu L40S --spot
+    """
     rows = show_gpus(
-        load_offers(folder),
+        load_offers(catalogs or Path.home() / ".sky" / "catalogs"),
         gpu=gpu,
         provider=provider,
         market=Market.SPOT if spot else None,
         every_offer=gpu is not None,
     )
     if as_json:
-        typer.echo(json.dumps(to_json(rows), indent=2))
+        emit({"gpus": to_json(rows)})
         return
-    for line in _lines(rows):
-        typer.echo(line)
-    for source in sorted({f"{row.source} ({row.as_of})" for row in rows if row.as_of}):
-        typer.echo(f"prices: {source}")
+    say(_lines(rows))
+    sources = sorted({f"{row.source}, {row.as_of}" for row in rows if row.as_of})
+    note([f"prices: {source}" for source in sources])
 
 
 def _lines(rows: tuple[GpuRow, ...]) -> list[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from tandemn.cli import options
+from tandemn.cli.output import emit, say
 from tandemn.simulate.compare import (
     CHANGEOVER_S,
     DEADLINE_FACTORS,
@@ -28,7 +29,12 @@ _HEADER = (
 )
 
 
+app = typer.Typer(rich_markup_mode=None)
+
+
+@app.command("simulate")
 def simulate_command(
+    *,
     trace: Annotated[Path, typer.Option("--trace", help="Folder of spot traces (*.json).")],
     job_hours: Annotated[
         list[float] | None, typer.Option("--job-hours", min=0.01, help="Repeatable.")
@@ -47,12 +53,20 @@ def simulate_command(
     on_demand_usd: Annotated[
         float, typer.Option("--on-demand-usd", min=0.0, help="On-demand price an hour.")
     ] = ON_DEMAND_USD,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: options.AsJson = False,
+    _verbose: options.Verbose = False,
 ) -> None:
-    """Replay the deadline pacing on spot traces: mean cost in USD, by zone, job and deadline."""
+    """Replay the deadline pacing on spot traces: mean cost in USD, by zone, job and deadline.
+
+    A trace is a JSON file of one zone: {"metadata": {"gap_seconds": 195}, "data": [0, 1, 1]}.
+
+    Examples:
+        tandemn simulate --trace traces
+        tandemn simulate --trace traces --job-hours 6 --deadline-factor 1.5 --json
+    """
     rows: list[Row] = []
     if not as_json:
-        typer.echo(_HEADER)
+        say(_HEADER)
     for row in compare(
         read_traces(trace),
         job_hours=tuple(job_hours or JOB_HOURS),
@@ -64,12 +78,12 @@ def simulate_command(
     ):
         rows.append(row)
         if not as_json:
-            typer.echo(_line(row))
+            say(_line(row))
     if as_json:
-        typer.echo(json.dumps(to_json(rows), indent=2))
+        emit(to_json(rows))
         return
     summary = summarise(rows)
-    typer.echo(f"missed deadlines: {summary.missed}")
+    say(f"missed deadlines: {summary.missed}")
     for label, value in (
         ("cost over the clairvoyant bound, all zones", summary.cost_over_clairvoyant_all_zones),
         ("cost over the clairvoyant bound, every row", summary.cost_over_clairvoyant),
@@ -77,7 +91,7 @@ def simulate_command(
         ("saved of all on-demand", summary.saved_of_on_demand),
     ):
         if value is not None:
-            typer.echo(f"{label}: {value:.3f}")
+            say(f"{label}: {value:.3f}")
 
 
 def _line(row: Row) -> str:

@@ -177,11 +177,11 @@ def _options(
 
 
 def to_json(options: Iterable[DeploymentOption]) -> list[dict[str, Any]]:
-    """Options as plain JSON values; prices are strings, null where not known."""
+    """Options as plain JSON values; prices are numbers, null where not known."""
 
     def plain(value: object) -> object:
         if isinstance(value, Decimal):
-            return str(value)
+            return float(value)
         return round(value, 4) if isinstance(value, float) else value
 
     return [

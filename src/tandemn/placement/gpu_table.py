@@ -140,8 +140,8 @@ def _row(offer: Offer, on_demand: Decimal | None) -> GpuRow:
 
 
 def to_json(rows: Iterable[GpuRow]) -> list[dict[str, Any]]:
-    """Rows as plain JSON values; prices are strings, so that no digit is lost, and null where not known."""
+    """Rows as plain JSON values; prices are numbers, null where not known."""
     return [
-        {key: str(value) if isinstance(value, Decimal) else value for key, value in asdict(row).items()}
+        {key: float(value) if isinstance(value, Decimal) else value for key, value in asdict(row).items()}
         for row in rows
     ]

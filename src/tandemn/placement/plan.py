@@ -302,7 +302,7 @@ def _infeasible(
     quota: Mapping[QuotaKey, int],
     wish: Wish,
 ) -> Infeasible:
-    remedy: Remedy = find_remedy(shape, workload, deadline_s, candidates, quota, wish.gpu)
+    remedy: Remedy = find_remedy(shape, workload, deadline_s, candidates, quota, gpu=wish.gpu)
     if not candidates:
         reason = rejected[0].reason if rejected else "nothing of that kind is offered"
         asked = f" on {wish.gpu}" if wish.gpu else ""
@@ -331,8 +331,8 @@ def options_as_rows(plan: Plan) -> list[dict[str, Any]]:
                     "provider": offer.provider,
                     "region": offer.region,
                     "zone": offer.zone,
-                    "usd_per_hour": str(part.usd_per_hour),
-                    "expected_usd": str(option.expected_usd),
+                    "usd_per_hour": float(part.usd_per_hour),
+                    "expected_usd": float(option.expected_usd),
                     "expected_finish_s": round(option.expected_finish_s),
                     "slow_finish_s": round(option.slow_finish_s),
                     "margin_s": round(option.margin_s),

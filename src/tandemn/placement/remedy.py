@@ -52,6 +52,7 @@ def find_remedy(
     deadline_s: float,
     candidates: Sequence[Candidate],
     quota: Mapping[QuotaKey, int],
+    *,
     gpu: str | None = None,
 ) -> Remedy:
     """Look for the nearest change that makes the job feasible; `gpu` is what the user asked for."""

@@ -141,7 +141,7 @@ def aws_quota_family(instance_type: str) -> str | None:
 
 @cache
 def aws_vcpus(instance_type: str) -> int:
-    """vCPUs of an AWS GPU instance type; 0 where the table does not have it."""
+    """Count the vCPUs of an AWS GPU instance type; 0 where the table does not have it."""
     known = {row["instance_type"]: int(row["vcpus"]) for row in _rows("aws_instances.csv")}
     return known.get(instance_type, 0)
 
