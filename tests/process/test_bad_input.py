@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import urllib.request
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -75,13 +74,6 @@ CASES = {
 }
 
 
-def asked(house: House, path: str) -> Any:
-    """Ask the control plane itself: a command for each look would take a second."""
-    url = json.loads((house.home / "server.json").read_text())["url"]
-    with urllib.request.urlopen(f"{url}{path}") as answer:
-        return json.load(answer)
-
-
 @pytest.fixture(scope="module")
 def house(shared_house: House) -> House:
     assert shared_house.run("server", "start").returncode == 0
@@ -111,7 +103,7 @@ def test_bad_lines(house, here, name):
     assert (said["errors"][0]["line"], said["errors"][0]["code"]) == (case.line, case.code)
     # One line of text each, whatever the bytes were.
     assert all(re.fullmatch(r"[^\x00-\x1f]+", text) for text in done.stderr.splitlines())
-    status = asked(house, f"/api/jobs/{said['job_id']}")
+    status = traces.asked(house, f"/api/jobs/{said['job_id']}")
     assert (status["state"], status["code"]) == ("failed", "invalid_input_file")
     assert status["errors_total"] == case.total
     assert status["replicas"] == []
@@ -133,7 +125,7 @@ def test_bad_lines(house, here, name):
 def test_no_file_to_speak_of(house, here, tmp_path, make, code, says):
     path = tmp_path / "requests.jsonl"
     make(path)
-    jobs = asked(house, "/api/jobs")
+    jobs = traces.asked(house, "/api/jobs")
 
     done = here(house, "deploy", "demo/tiny", str(path), "--slo", "1h", "--json")
 
@@ -142,7 +134,7 @@ def test_no_file_to_speak_of(house, here, tmp_path, make, code, says):
     assert says in done.stderr
     assert f"[{code}]" in done.stderr
     assert json.loads(done.stdout)["error"]["code"] == code
-    assert asked(house, "/api/jobs") == jobs
+    assert traces.asked(house, "/api/jobs") == jobs
     assert traces.objects(house) == []
 
 
@@ -172,7 +164,7 @@ def test_a_model_or_cloud_that_is_not_there(house, here):
     assert done.returncode == 1
     assert "/nowhere/model.gguf" in done.stderr
     assert "[model_not_found]" in done.stderr
-    status = asked(house, f"/api/jobs/{json.loads(done.stdout)['job_id']}")
+    status = traces.asked(house, f"/api/jobs/{json.loads(done.stdout)['job_id']}")
     assert (status["state"], status["code"], status["replicas"]) == ("failed", "model_not_found", [])
     done = here(house, "deploy", "demo/tiny", "good.jsonl", "--slo", "1h", "--cloud", "moon")
     assert done.returncode == 2
