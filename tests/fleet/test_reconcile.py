@@ -227,3 +227,18 @@ class TestSwap:
 def test_what_has_ended_stays_ended(state):
     fleet = Fleet(wanted=(0,), replicas=(ended("r0", state),), needs_replicas=False)
     assert decide(fleet, NOW) == []
+
+
+def test_a_full_store_ends_the_job_though_answers_were_computed():
+    """Computing again what cannot be stored would go on for ever."""
+    full = ended("r0", code="store_full", reason="the store has been full for 60 s", requests_done=500)
+    (action,) = decide(Fleet(wanted=(1,), replicas=(full,)), NOW)
+    assert isinstance(action, GiveUp)
+    assert action.code == "store_full"
+    assert "the store has been full" in action.reason
+
+
+def test_a_replica_that_worked_and_failed_otherwise_is_replaced():
+    worked = ended("r0", code="engine_died", requests_done=500)
+    (action,) = decide(Fleet(wanted=(1,), replicas=(worked,)), NOW)
+    assert isinstance(action, Request)

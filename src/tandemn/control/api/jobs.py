@@ -104,8 +104,15 @@ async def destroy(job_id: str, services: ServicesNow) -> JobStatus:
 async def output(job_id: str, services: ServicesNow, *, partial: bool = False) -> StreamingResponse:
     """Stream the answers; of a job that has not ended only with `partial`, those of finished chunks."""
     job = await services.database.run(jobs.resolve, job_id)
-    if job.state.has_ended:
+    if job.state.has_ended and (job.output_file_id is not None or not await _has_answers(services, job)):
         return await _file(services, job.output_file_id)
+    if not partial and job.state.has_ended:
+        raise Conflict(
+            f"job {job.job_id} failed before its output could be assembled",
+            code="output_not_assembled",
+            next_step=f"take the finished chunks: tandemn download {job.job_id} --partial",
+            object_id=job.job_id,
+        )
     if not partial:
         raise Conflict(
             f"job {job.job_id} is {job.state}; its output is not assembled yet",
@@ -134,6 +141,10 @@ async def _nothing() -> AsyncIterator[bytes]:
     no_blocks: tuple[bytes, ...] = ()
     for block in no_blocks:
         yield block
+
+
+async def _has_answers(services: Services, job: JobRecord) -> bool:
+    return (await services.database.run(chunks.totals, job.job_id)).completed > 0
 
 
 async def _finished(services: Services, job: JobRecord) -> AsyncIterator[bytes]:
