@@ -15,6 +15,7 @@ from tandemn.batch.queue import Token
 from tandemn.control import names
 from tandemn.control.api.dependencies import CallingReplica, ServicesNow
 from tandemn.control.api.ranges import parse_range
+from tandemn.control.inputs import input_of
 from tandemn.control.services import Services
 from tandemn.control.store import chunks, events, jobs, replicas
 from tandemn.control.store.records import JobRecord, ReplicaRecord
@@ -176,15 +177,6 @@ async def _described(
 async def _input_url(services: Services, job: JobRecord, replica: ReplicaRecord) -> str:
     store, name = input_of(services, job)
     return await store.sign_get(name, URL_S) or f"/api/replicas/{replica.replica_id}/input"
-
-
-def input_of(services: Services, job: JobRecord) -> tuple[ObjectStore, str]:
-    """Find the job's input: in the object store, or in a bucket of the user's."""
-    if job.input_url is None:
-        assert job.input_object is not None, "a job has one input"
-        return services.objects, job.input_object
-    folder, _, name = job.input_url.rpartition("/")
-    return ObjectStore.open(folder), name
 
 
 @router.get("/input")

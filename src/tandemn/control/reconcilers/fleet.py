@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from typing import TYPE_CHECKING, Any, assert_never
 
 import structlog
 
 from tandemn.batch import lifecycle
-from tandemn.control.api.dependencies import token_hash
 from tandemn.control.operations import move_swap
 from tandemn.control.store import chunks, events, jobs, replicas
+from tandemn.control.tokens import new_token, token_hash
 from tandemn.errors import Conflict, NextOffer, Retryable, TandemnError
 from tandemn.events import EventKind
 from tandemn.fleet import reconcile
@@ -188,7 +187,7 @@ async def _move_swap(services: Services, job: JobRecord, action: reconcile.MoveS
 async def _launch(services: Services, job: JobRecord, replica: ReplicaRecord) -> None:
     """Record the intent, launch, record the handle. A death in between is mended by `_adopt`."""
     now = services.clock.now()
-    token = secrets.token_urlsafe(32)
+    token = new_token()
     advance(replica.state, ReplicaState.LAUNCHING)
 
     def record(connection: Connection) -> bool:
