@@ -93,7 +93,8 @@ def _record_beat(
     """Keep what it said; True where its state changed by it."""
     values: dict[str, object] = {"last_seen": now, "beat": beat.model_dump(mode="json")}
     before = replica.beat
-    if before is not None and replica.last_seen is not None and now > replica.last_seen:
+    # Paces only between two beats of a working replica: the time in which it loaded is none of its pace.
+    if before and before.state == "running" and replica.last_seen is not None and now > replica.last_seen:
         passed = now - replica.last_seen
         values["beat_rate"] = {
             "requests_per_s": max(0, beat.requests_done - before.requests_done) / passed,
