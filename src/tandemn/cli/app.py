@@ -34,6 +34,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "swap": ("replicas", "replace the replicas of a running job by others"),
     "logs": ("logs", "what the replicas wrote"),
     "events": ("logs", "what happened to a job"),
+    "show-gpus": ("show_gpus", "what can be rented, compared"),
+    "simulate": ("simulate", "replay deadline pacing on spot traces"),
+    "router": ("router", "route online traffic over spot and serverless backends"),
     "server": ("server", "start, stop or look at the control plane of this machine"),
 }
 
