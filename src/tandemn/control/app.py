@@ -13,7 +13,7 @@ from tandemn import __version__
 from tandemn.batch.leases import LeaseDesk
 from tandemn.batch.redis_queue import RedisQueue
 from tandemn.clock import SystemClock
-from tandemn.control.api import batches, failures, files, fleet, jobs, replicas, server
+from tandemn.control.api import batches, failures, files, fleet, jobs, plans, replicas, server
 from tandemn.control.api.guard import BrowserGuard
 from tandemn.control.embedded_redis import EmbeddedRedis
 from tandemn.control.reconcilers.supervisor import Supervisor
@@ -40,7 +40,7 @@ def create_app(services: Services) -> FastAPI:
     app = FastAPI(title="Tandemn control plane", version=__version__, docs_url=None, redoc_url=None)
     app.state.services = services
     failures.install(app)
-    for module in (server, files, batches, jobs, fleet, replicas):
+    for module in (server, files, batches, jobs, fleet, plans, replicas):
         app.include_router(module.router)
     app.add_middleware(BrowserGuard)
     return app

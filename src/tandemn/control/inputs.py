@@ -13,8 +13,13 @@ if TYPE_CHECKING:
 
 def input_of(services: Services, job: JobRecord) -> tuple[ObjectStore, str]:
     """Find the job's input: in the object store, or in a bucket of the user's."""
-    if job.input_url is None:
-        assert job.input_object is not None, "a job has one input"
-        return services.objects, job.input_object
-    folder, _, name = job.input_url.rpartition("/")
+    return open_input(services.objects, job.input_object, job.input_url)
+
+
+def open_input(objects: ObjectStore, name: str | None, url: str | None) -> tuple[ObjectStore, str]:
+    """Open an input by its name in the object store, or by its URL."""
+    if url is None:
+        assert name is not None, "there is one input"
+        return objects, name
+    folder, _, name = url.rpartition("/")
     return ObjectStore.open(folder), name
