@@ -50,6 +50,10 @@ class Settings(BaseSettings):
     """What an engine process that Tandemn starts takes as its key; set by whoever starts it."""
     engine_start_s: float = Field(default=600.0, gt=0)
     """How long an engine may take to load its model."""
+    router_key: SecretStr | None = None
+    """Bearer key that the router asks its clients for; unset: open to this machine only."""
+    router_admin_key: SecretStr | None = None
+    """Bearer key that changes the router's table; unset: only its file does."""
     metadata_url: str = "http://169.254.169.254"
     """The instance metadata service that announces preemptions on AWS."""
     spot_notices: bool = False

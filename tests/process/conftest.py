@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +13,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-@pytest.fixture
-def house() -> Iterator[House]:
+@contextmanager
+def built(**environment: str) -> Iterator[House]:
     """A fresh state folder; whatever a test starts in it has ended when it is over."""
     home = Path(tempfile.mkdtemp(prefix="tdm-"))
-    house = House(home)
+    house = House(home, **environment)
     try:
         yield house
     finally:
@@ -24,3 +25,17 @@ def house() -> Iterator[House]:
             house.close()
         finally:
             shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture
+def house() -> Iterator[House]:
+    """A house for one test."""
+    with built() as house:
+        yield house
+
+
+@pytest.fixture(scope="module")
+def shared_house() -> Iterator[House]:
+    """A house for all tests of a file: a control plane takes seconds to start and stop."""
+    with built(TANDEMN_FLUSH_S="0.5") as house:
+        yield house

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tandemn.batch.input_process import load_index, validate_input
 from tandemn.batch.split import chunk_size, split
 from tandemn.control import names
-from tandemn.control.api.replicas import input_of
+from tandemn.control.inputs import input_of
 from tandemn.control.operations import check_local
 from tandemn.control.reconcilers import fleet
 from tandemn.control.store import chunks, events, jobs, replicas
