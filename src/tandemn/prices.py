@@ -46,3 +46,10 @@ def from_event(data: Mapping[str, Any]) -> Price | None:
     if not usd_per_hour.is_finite() or usd_per_hour < 0:
         return None
     return Price(usd_per_hour=usd_per_hour, source=str(data.get("price_source") or "not recorded"), at=at)
+
+
+def usd(amount: Decimal) -> str:
+    """Write an amount: cents, or as many digits as a small one needs."""
+    if amount == 0 or amount >= 1:
+        return f"${amount:,.2f}"
+    return f"${amount:,.4f}" if amount >= Decimal("0.0001") else "less than $0.0001"

@@ -5,8 +5,9 @@ from decimal import Decimal
 import pytest
 
 from tandemn.errors import Infeasible
-from tandemn.ledger.budget import Advice, check_plan, decide, usd
+from tandemn.ledger.budget import Advice, check_plan, decide
 from tandemn.ledger.figures import Figure
+from tandemn.prices import usd
 
 
 def verdict(spent, rate="0", budget="10", unknown=0):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from decimal import Decimal
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -56,7 +58,7 @@ def test_every_request_has_room_and_no_container_is_counted_per_request(log):
 def test_all_serverless_prices_the_containers():
     burst = requests((0, 10), (0, 10), (0, 10), (0, 10))
     figure = all_serverless(burst, TERMS, price("3600"))
-    assert (figure.usd, figure.label) == (100, Label.ESTIMATED)
+    assert (figure.usd, figure.label) == (Decimal(100), Label.ESTIMATED)
     assert all_serverless(burst, TERMS, None).usd is None
 
 
@@ -64,15 +66,15 @@ def test_all_on_demand_is_sized_for_the_peak_and_never_scales_down():
     log = requests((0, 10), (5, 10), (9, 10), (10, 10), (500, 1))
     assert peak(log) == 3
     figure = all_on_demand(log, concurrency=2, since=0, until=600, rule=RuleName.EC2, price=price("3600"))
-    assert (figure.usd, figure.label) == (1200, Label.ESTIMATED)
+    assert (figure.usd, figure.label) == (Decimal(1200), Label.ESTIMATED)
     assert peak([]) == 0
 
 
 def test_savings():
-    saved = savings(Figure(at_least=price(30).usd_per_hour), Figure(at_least=price(120).usd_per_hour))
+    saved = savings(Figure(at_least=Decimal(30)), Figure(at_least=Decimal(120)))
     assert (saved.saved_usd, saved.saved_share, saved.label) == (
-        90,
-        price("0.75").usd_per_hour,
+        Decimal(90),
+        Decimal("0.75"),
         Label.ESTIMATED,
     )
     assert savings(Figure(unknown=1), Figure()).saved_usd is None

@@ -7,7 +7,7 @@ from decimal import Decimal
 import pytest
 from tests.ledger.log import begin, end, reprice, serverless
 
-from tandemn.ledger.entries import Billed, Label, Part, RuleName
+from tandemn.ledger.entries import Billed, Fact, Label, Part, RuleName
 from tandemn.ledger.fold import combine, fold
 from tandemn.ledger.spending import spending
 
@@ -22,7 +22,7 @@ def billed(at: float, start: float, until: float, usd: str) -> Billed:
 
 METERED, ESTIMATED, BILLED = Label.METERED, Label.ESTIMATED, Label.BILLED
 #: name -> facts, now, USD spent (None: unknown), USD an hour at that moment, weakest label.
-TIMELINES = {
+TIMELINES: dict[str, tuple[list[Fact], float, str | None, str | None, Label | None]] = {
     "nothing": ([], 100, "0", "0", None),
     "not yet begun": ([begin(200, "a")], 100, "0", "0", None),
     # 100 s of loading cost as much as 50 s of work.
@@ -181,7 +181,7 @@ def test_table_split_anywhere(name):
 
 
 def test_parts_and_since():
-    log = [
+    log: list[Fact] = [
         begin(10, "vm", "360", Part.ROUTER),
         begin(20, "s", "3600"),
         begin(30, "c", "7200", Part.SERVERLESS),
@@ -189,10 +189,10 @@ def test_parts_and_since():
         begin(0, "x", owner="somebody else"),
     ]
     spent = spending(fold(log), "job", 60)
-    assert {each.part: (each.spent.usd, each.running, each.seconds) for each in spent.parts} == {
-        Part.SPOT: (40, 1, 40),
-        Part.SERVERLESS: (20, 0, 10),
-        Part.ROUTER: (5, 1, 50),
+    assert {each.part: (each.spent.at_least, each.running, each.seconds) for each in spent.parts} == {
+        Part.SPOT: (Decimal(40), 1, Decimal(40)),
+        Part.SERVERLESS: (Decimal(20), 0, Decimal(10)),
+        Part.ROUTER: (Decimal(5), 1, Decimal(50)),
     }
     assert spent.since == 10
     assert spent.usd_per_hour.usd == 3960
@@ -200,7 +200,11 @@ def test_parts_and_since():
 
 @pytest.mark.parametrize(("bill", "shown"), [("100", False), ("105", False), ("105.01", True), ("94", True)])
 def test_a_bill_that_is_off_by_more_than_a_twentieth_is_shown(bill, shown):
-    log = [serverless(0, "a", RuleName.MODAL, account="acme"), end(100, "a"), billed(200, 0, 150, bill)]
+    log: list[Fact] = [
+        serverless(0, "a", RuleName.MODAL, account="acme"),
+        end(100, "a"),
+        billed(200, 0, 150, bill),
+    ]
     differences = spending(fold(log), "job", 200).differences
     assert bool(differences) == shown
     if shown:

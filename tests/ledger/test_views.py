@@ -43,14 +43,14 @@ def test_a_job_costs_from_launch_to_gone():
         Event(110, "replica_ended", "r0", {"state": "completed"}),
     ]
     cost = of_job(events, "job", tokens=500_000, now=1000)
-    assert (cost.spending.spent.usd, cost.spending.spent.label) == (1, Label.METERED)
+    assert (cost.spending.spent.usd, cost.spending.spent.label) == (Decimal(1), Label.METERED)
     assert [part.part for part in cost.spending.parts] == [Part.LOCAL]
-    assert (cost.usd_per_million_tokens, cost.planned_usd) == (2, Decimal("12.50"))
+    assert (cost.usd_per_million_tokens, cost.planned_usd) == (Decimal(2), Decimal("12.50"))
 
 
 def test_this_machine_is_free_and_that_is_known():
     cost = of_job([launched(0, "r0", price(0, "local machine"))], "job", tokens=0, now=50)
-    assert (cost.spending.spent.usd, cost.spending.usd_per_hour.usd) == (0, 0)
+    assert (cost.spending.spent.usd, cost.spending.usd_per_hour.usd) == (Decimal(0), Decimal(0))
     assert (cost.usd_per_million_tokens, cost.planned_usd) == (None, None)
 
 
@@ -67,7 +67,7 @@ def test_a_cloud_bills_by_its_own_rule():
         Event(0.5, "replica_ended", "r0"),
     ]
     spent = of_job(events, "job", tokens=1, now=9).spending
-    assert [(part.part, part.spent.usd) for part in spent.parts] == [(Part.ON_DEMAND, 60)]
+    assert [(part.part, part.spent.usd) for part in spent.parts] == [(Part.ON_DEMAND, Decimal(60))]
 
 
 def read(meter, backend, requests, tokens, inflight=()):
@@ -97,7 +97,7 @@ def test_a_deployment_says_where_its_requests_went_and_what_a_million_tokens_cos
     ]
     # 8 s of one container and 2 s of two, beside 100 s of spot at a cent a second.
     assert cost.unseen[0][1].usd == 12
-    assert (cost.spent.usd, cost.spent.label) == (13, Label.ESTIMATED)
+    assert (cost.spent.usd, cost.spent.label) == (Decimal(13), Label.ESTIMATED)
     assert cost.usd_per_million_tokens == 13
 
     bill = Billed(
@@ -110,7 +110,7 @@ def test_a_deployment_says_where_its_requests_went_and_what_a_million_tokens_cos
         usd=Decimal(20),
     )
     with_bill = of_deployment(fold([*log, bill]), "chat", backends=terms, now=200)
-    assert (with_bill.spent.usd, with_bill.unseen) == (21, ())
+    assert (with_bill.spent.usd, with_bill.unseen) == (Decimal(21), ())
 
 
 def test_serverless_of_unknown_price_is_unknown_not_free():

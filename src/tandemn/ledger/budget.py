@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from tandemn.errors import Infeasible
+from tandemn.prices import usd
 
 if TYPE_CHECKING:
     from tandemn.ledger.figures import Figure
@@ -101,10 +102,3 @@ def check_plan(
             param="budget_usd",
             next_step="raise --budget, send fewer requests, or run it as far as the money goes with --force",
         )
-
-
-def usd(amount: Decimal) -> str:
-    """Write an amount: cents, or as many digits as a small one needs."""
-    if amount == 0 or amount >= 1:
-        return f"${amount:,.2f}"
-    return f"${amount:,.4f}" if amount >= Decimal("0.0001") else "less than $0.0001"
