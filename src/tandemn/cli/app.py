@@ -35,6 +35,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "cost": ("cost", "what was spent, by job and by part"),
     "logs": ("logs", "what the replicas wrote"),
     "events": ("logs", "what happened to a job"),
+    "show-gpus": ("show_gpus", "what can be rented, compared"),
+    "simulate": ("simulate", "replay deadline pacing on spot traces"),
+    "router": ("router", "route online traffic over spot and serverless backends"),
     "server": ("server", "start, stop or look at the control plane of this machine"),
 }
 
