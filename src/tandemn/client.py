@@ -200,6 +200,10 @@ class UserClient(_Http):
         params |= {"state": state} if state else {}
         return await self._call("GET", "/api/jobs", jobs.JobList, params=params)
 
+    async def cost(self, *, limit: int = 50) -> jobs.CostReport:
+        """Say what the newest `limit` jobs cost, and all together."""
+        return await self._call("GET", "/api/cost", jobs.CostReport, params={"limit": str(limit)})
+
     async def cancel(self, job_id: str) -> jobs.JobStatus:
         return await self._call("POST", f"/api/jobs/{job_id}/cancel", jobs.JobStatus)
 

@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "add": ("replicas", "add replicas to a running job"),
     "kill": ("replicas", "kill replicas of a running job"),
     "swap": ("replicas", "replace the replicas of a running job by others"),
+    "cost": ("cost", "what was spent, by job and by part"),
     "logs": ("logs", "what the replicas wrote"),
     "events": ("logs", "what happened to a job"),
     "show-gpus": ("show_gpus", "what can be rented, compared"),
