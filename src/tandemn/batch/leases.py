@@ -100,7 +100,8 @@ class LeaseDesk:
         try:
             await self._queue.begin(job_id, chunk=chunk, token=token)
         except QueueLost as exc:
-            await self.open(job_id)
+            with suppress(Conflict):  # sealed meanwhile: the lease is lost all the same
+                await self.open(job_id)
             raise LeaseLost(exc.message, object_id=job_id) from exc
 
     async def renew(self, job_id: str, *, holder: str, tokens: Mapping[int, Token]) -> list[int]:
@@ -113,7 +114,8 @@ class LeaseDesk:
                 job_id, epoch=epoch, holder=holder, tokens=tokens, lease_ms=self._lease_ms
             )
         except QueueLost:
-            await self.open(job_id)
+            with suppress(Conflict):  # sealed meanwhile
+                await self.open(job_id)
             return list(tokens)
         except Conflict:
             return list(tokens)

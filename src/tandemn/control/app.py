@@ -47,7 +47,7 @@ def create_app(services: Services) -> FastAPI:
 
 
 @asynccontextmanager
-async def open_services(settings: Settings, *, server_url: str) -> AsyncIterator[Services]:
+async def open_services(settings: Settings, *, server_url: str) -> AsyncIterator[tuple[Services, Supervisor]]:
     """Open everything, keep the jobs moving, and close it again; replicas and Redis are left running."""
     home = settings.home_path
     database = Database(settings.database_url or f"sqlite:///{home / 'state.db'}")
@@ -70,12 +70,14 @@ async def open_services(settings: Settings, *, server_url: str) -> AsyncIterator
         desk=LeaseDesk(queue, table, lease_ms=round(settings.lease_s * 1000)),
         launchers={"local": LocalLauncher(home, settings.local_slots)},
         server_url=settings.public_url or server_url,
+        listening_since=clock.now(),
     )
-    tasks = [asyncio.create_task(Supervisor(services).run(), name="supervisor")]
+    supervisor = Supervisor(services)
+    tasks = [asyncio.create_task(supervisor.run(), name="supervisor")]
     if embedded is not None:
         tasks.append(asyncio.create_task(_keep_redis(embedded), name="redis"))
     try:
-        yield services
+        yield services, supervisor
     finally:
         for task in tasks:
             task.cancel()

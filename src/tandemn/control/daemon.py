@@ -23,7 +23,6 @@ import uvicorn
 from tandemn import __version__
 from tandemn.control.app import create_app, open_services
 from tandemn.control.embedded_redis import EmbeddedRedis
-from tandemn.control.store import replicas
 from tandemn.errors import Broken, InvalidInput
 from tandemn.fleet.reconcile import Presence
 from tandemn.settings import EMBEDDED_PORT
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from tandemn.control.reconcilers.supervisor import Supervisor
     from tandemn.control.services import Services
     from tandemn.settings import Settings
 
@@ -56,7 +56,7 @@ async def serve(settings: Settings, *, host: str, port: int) -> None:
     _configure_logs()
     with _alone(home), _listening(host, port) as listener:
         url = f"http://{_bracketed(host)}:{listener.getsockname()[1]}"
-        async with open_services(settings, server_url=url) as services:
+        async with open_services(settings, server_url=url) as (services, supervisor):
             config = uvicorn.Config(
                 create_app(services),
                 log_config=None,
@@ -66,13 +66,9 @@ async def serve(settings: Settings, *, host: str, port: int) -> None:
                 timeout_keep_alive=75,
             )
             server = uvicorn.Server(config)
-            # uvicorn raises the signals that it caught once more when it is done; we are not, then.
-            for each in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(each, lambda *_: None)
-            announcement = asyncio.create_task(_announce(home, url, server))
+            life = asyncio.create_task(_live(home, url, server, services, supervisor))
             await server.serve(sockets=[listener])
-            announcement.cancel()
-            await _end_replicas(services)
+            await life
         if settings.redis_url is None:
             await asyncio.to_thread(EmbeddedRedis(home).stop)
         (home / "server.json").unlink(missing_ok=True)
@@ -146,10 +142,28 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
         return
 
 
-async def _announce(home: Path, url: str, server: uvicorn.Server) -> None:
-    """Write `server.json` once the server answers."""
-    while not server.started:  # noqa: ASYNC110 - uvicorn offers no event
+async def _live(
+    home: Path, url: str, server: uvicorn.Server, services: Services, supervisor: Supervisor
+) -> None:
+    """Announce the server once it answers; when told to end, end the replicas while it answers still."""
+    told = asyncio.Event()
+    while not server.started and not server.should_exit:  # noqa: ASYNC110 - uvicorn offers no event
         await asyncio.sleep(0.01)
+    # Instead of uvicorn's own, which stop the server first: replicas could not store what they finished.
+    for each in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(each, told.set)
+    try:
+        if not server.should_exit:  # told to end before it served
+            _announce(home, url)
+            await told.wait()
+        await supervisor.halt()
+        await _end_replicas(services)
+    finally:
+        server.should_exit = True
+
+
+def _announce(home: Path, url: str) -> None:
+    """Write `server.json`."""
     record = {
         "url": url,
         "pid": os.getpid(),
@@ -166,15 +180,14 @@ async def _announce(home: Path, url: str, server: uvicorn.Server) -> None:
 async def _end_replicas(services: Services) -> None:
     """Give every local replica notice, wait for them, then use force."""
     launcher = services.launchers["local"]
-    records = await services.database.run(replicas.live)
-    handles = [each.handle for each in records if each.launcher == "local" and each.handle is not None]
+    handles = await asyncio.to_thread(launcher.living)
     for handle in handles:
         await asyncio.to_thread(launcher.stop, handle)
     end = asyncio.get_running_loop().time() + REPLICAS_S
     while asyncio.get_running_loop().time() < end:
         seen = await asyncio.to_thread(launcher.observe, handles)
         if Presence.THERE not in seen:
-            break
+            return
         await asyncio.sleep(0.1)
     for handle in handles:
         with suppress(OSError):
