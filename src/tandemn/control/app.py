@@ -70,6 +70,7 @@ async def open_services(settings: Settings, *, server_url: str) -> AsyncIterator
             "local": LocalLauncher(home, settings.local_slots, usd_per_hour=settings.local_usd_per_hour)
         },
         server_url=settings.public_url or server_url,
+        listening_since=clock.now(),
     )
     try:
         yield services
@@ -81,13 +82,15 @@ async def open_services(settings: Settings, *, server_url: str) -> AsyncIterator
 @asynccontextmanager
 async def keep_going(services: Services) -> AsyncIterator[None]:
     """Keep the jobs moving and the embedded Redis alive, until left."""
-    tasks = [asyncio.create_task(Supervisor(services).run(), name="supervisor")]
+    supervisor = Supervisor(services)
+    tasks = [asyncio.create_task(supervisor.run(), name="supervisor")]
     if services.settings.redis_url is None:
         embedded = EmbeddedRedis(services.settings.home_path)
         tasks.append(asyncio.create_task(_keep_redis(embedded), name="redis"))
     try:
         yield
     finally:
+        await supervisor.halt()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

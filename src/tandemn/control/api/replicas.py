@@ -116,8 +116,16 @@ def _record_beat(
     if state is not None:
         values["state"] = state.value
     replicas.change(connection, replica.replica_id, **values)
-    computed = {each.chunk: each.completed + each.failed for each in beat.chunks}
-    chunks.report_progress(connection, replica.job_id, holder=replica.replica_id, computed=computed)
+    for each in beat.chunks:
+        if each.recomputed is not None:
+            chunks.report_progress(
+                connection,
+                replica.job_id,
+                chunk=each.chunk,
+                token=each.token,
+                computed=each.completed + each.failed,
+                recomputed=each.recomputed,
+            )
     return state is not None
 
 
@@ -171,6 +179,7 @@ async def _described(
         parts=parts,
         strikes=strikes[row.chunk],
         computed=row.computed,
+        recomputed=row.recomputed,
     )
 
 
@@ -316,7 +325,7 @@ async def engine_death(
             reason=death.reason,
             in_flight={str(chunk): requests for chunk, requests in death.in_flight.items()},
         )
-        return chunks.add_strikes(connection, replica.job_id, death.in_flight)
+        return chunks.add_strikes(connection, replica.job_id, death.in_flight, death_id=death.death_id)
 
     return protocol.EngineDeathReply(strikes=await services.database.run(record))
 

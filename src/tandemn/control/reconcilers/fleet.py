@@ -98,7 +98,10 @@ def _facts(
 ) -> reconcile.Fleet:
     return reconcile.Fleet(
         wanted=tuple(group["wanted"] for group in job.groups),
-        replicas=tuple(_fact(each, observed.get(each.replica_id, Presence.GONE)) for each in fleet),
+        replicas=tuple(
+            _fact(each, observed.get(each.replica_id, Presence.GONE), services.listening_since)
+            for each in fleet
+        ),
         swap=_swap_fact(job),
         needs_replicas=job.state in _NEEDS_REPLICAS,
         persist=persist,
@@ -123,7 +126,8 @@ def _swap_fact(job: JobRecord) -> reconcile.Swap | None:
     )
 
 
-def _fact(replica: ReplicaRecord, presence: Presence) -> reconcile.Replica:
+def _fact(replica: ReplicaRecord, presence: Presence, listening_since: float) -> reconcile.Replica:
+    heard = replica.last_seen
     return reconcile.Replica(
         replica_id=replica.replica_id,
         group=replica.group,
@@ -138,7 +142,8 @@ def _fact(replica: ReplicaRecord, presence: Presence) -> reconcile.Replica:
         said_hello=replica.said_hello_at is not None,
         began=replica.began_at is not None,
         stopping_at=replica.stopping_at,
-        last_seen=replica.last_seen,
+        # While no control plane ran, every replica was silent in vain.
+        last_seen=max(heard, listening_since) if heard is not None else None,
         ended_at=replica.ended_at,
         goodbye=replica.goodbye,
         requests_done=max(replica.beat.requests_done if replica.beat else 0, replica.chunks_completed),
@@ -289,11 +294,22 @@ async def _order(services: Services, replica: ReplicaRecord, order: reconcile.Or
 async def end(services: Services, replica: ReplicaRecord, action: reconcile.End) -> None:
     """Record that a replica has ended, and take back what it holds."""
     now = services.clock.now()
+    launcher = services.launchers[replica.launcher]
+    left = await asyncio.to_thread(launcher.remains, replica.replica_id)
 
     def record(connection: Connection) -> bool:
         fresh = replicas.get(connection, replica.replica_id)
         if fresh.state.has_ended:
             return False
+        for each in left:
+            chunks.report_progress(
+                connection,
+                replica.job_id,
+                chunk=each.chunk,
+                token=each.token,
+                computed=each.had,
+                recomputed=each.recomputed,
+            )
         events.append(
             connection,
             EventKind.REPLICA_ENDED,
@@ -315,7 +331,7 @@ async def end(services: Services, replica: ReplicaRecord, action: reconcile.End)
 
     if not await services.database.run(record):
         return
-    await asyncio.to_thread(services.launchers[replica.launcher].clean, replica.replica_id)
+    await asyncio.to_thread(launcher.clean, replica.replica_id)
     try:
         await services.desk.revoke(replica.job_id, holder=replica.replica_id)
         await services.desk.free(replica.job_id, holder=replica.replica_id)

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tandemn.fleet.reconcile import Presence
+    from tandemn.fleet.remains import Remains
     from tandemn.prices import Price
     from tandemn.protocol.jobs import ReplicaConfig
 
@@ -49,6 +50,10 @@ class Launcher(Protocol):
         """Find a replica by its name: the record may have been lost between launch and write."""
         ...
 
+    def living(self) -> list[Handle]:
+        """Find every replica of this state folder that is there, whether or not it was recorded."""
+        ...
+
     def observe(self, handles: Sequence[Handle]) -> list[Presence]:
         """Look, for each handle, whether it is still there."""
         ...
@@ -59,6 +64,10 @@ class Launcher(Protocol):
 
     def terminate(self, handle: Handle) -> None:
         """End it by force; what it ran on is freed. Safe to repeat."""
+        ...
+
+    def remains(self, replica_id: str) -> list[Remains]:
+        """Read what an ended replica had computed; empty where its disk is gone, or it left in order."""
         ...
 
     def clean(self, replica_id: str) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from tandemn.fleet import remains
 from tandemn.fleet.reconcile import Presence
 from tandemn.prices import Price
 from tandemn.settings import python_executable
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tandemn.fleet.launchers.launcher import Handle, LaunchSpec
+    from tandemn.fleet.remains import Remains
     from tandemn.protocol.jobs import ReplicaConfig
 
 #: Process start times are read with this much tolerance, in seconds.
@@ -88,6 +90,13 @@ class LocalLauncher:
                     return _handle(process)
         return None
 
+    def living(self) -> list[Handle]:
+        found = []
+        for process in self._runners():
+            with suppress(psutil.Error):
+                found.append(_handle(process))
+        return found
+
     def observe(self, handles: Sequence[Handle]) -> list[Presence]:
         self._reap()
         return [Presence.THERE if _process(handle) else Presence.GONE for handle in handles]
@@ -104,6 +113,9 @@ class LocalLauncher:
             # The engine dies with its runner: it asked the kernel for that.
             with suppress(psutil.NoSuchProcess):
                 process.kill()
+
+    def remains(self, replica_id: str) -> list[Remains]:
+        return list(remains.read(self._work(replica_id) / remains.SPOOL))
 
     def clean(self, replica_id: str) -> None:
         shutil.rmtree(self._work(replica_id), ignore_errors=True)
