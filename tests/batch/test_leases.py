@@ -16,15 +16,15 @@ LEASE_MS = 12_000
 
 
 class House:
-    def __init__(self, chunks=4, table=None):
+    def __init__(self, chunks: int = 4, table: MemoryChunkTable | None = None) -> None:
         self.clock = MockClock()
         self.queue = MemoryQueue(self.clock)
         self.table = table or MemoryChunkTable()
         self.table.add_job(JOB, [ChunkRow(chunk=i, requests=1) for i in range(chunks)])
         self.desk = LeaseDesk(self.queue, self.table, lease_ms=LEASE_MS)
 
-    async def lease(self, holder, limit=1):
-        return await self.desk.lease(JOB, holder=holder, limit=limit)
+    async def lease(self, holder, limit=1, **options):
+        return await self.desk.lease(JOB, holder=holder, limit=limit, **options)
 
     async def complete(self, lease, holder="a"):
         await self.desk.complete(JOB, holder=holder, chunk=lease.row.chunk, token=lease.token, result=RESULT)
@@ -73,7 +73,7 @@ async def test_a_delayed_revoke_keeps_the_chunks_back_until_they_are_freed(house
     with pytest.raises(LeaseLost):
         await house.complete(lease)
     assert [each.row.chunk for each in await house.lease("b", 9)] == [1, 2, 3]
-    assert await house.lease("c") != [], "unbegun chunks of b can be stolen, kept ones cannot"
+    assert await house.lease("c", steal=True) != [], "unbegun chunks of b can be stolen, kept ones cannot"
     assert await house.desk.free(JOB, holder="a") == [0]
     assert [each.row.chunk for each in await house.lease("d")] == [0]
 
@@ -130,6 +130,15 @@ async def test_a_sealed_job_gives_and_counts_nothing(house):
         await LeaseDesk(house.queue, house.table, lease_ms=LEASE_MS).lease(JOB, holder="c", limit=1)
 
 
+async def test_a_queue_lost_after_the_seal_only_tells_holders_that_they_lost(house):
+    [lease] = await house.lease("a")
+    house.table.seal(JOB)
+    house.queue.forget()
+    assert await house.desk.renew(JOB, holder="a", tokens={0: lease.token}) == [0]
+    with pytest.raises(LeaseLost):
+        await house.desk.begin(JOB, chunk=0, token=lease.token)
+
+
 async def test_a_grant_that_cannot_be_recorded_is_given_back():
     class FullTable(MemoryChunkTable):
         fails = True
@@ -139,10 +148,11 @@ async def test_a_grant_that_cannot_be_recorded_is_given_back():
                 raise StoreUnavailable("disk full")
             return await super().grant(job_id, holder=holder, grants=grants)
 
-    house = House(table=FullTable())
+    table = FullTable()
+    house = House(table=table)
     with pytest.raises(StoreUnavailable):
         await house.lease("a", 2)
-    house.table.fails = False
+    table.fails = False
     assert [each.row.chunk for each in await house.lease("b", 9)] == [0, 1, 2, 3]
 
 

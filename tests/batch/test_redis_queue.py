@@ -13,6 +13,7 @@ import pytest
 from redis.asyncio import Redis
 from tests.redis_server import redis_server
 
+from tandemn.batch import redis_lane
 from tandemn.batch.redis_queue import LOAD_PART, RedisQueue
 from tandemn.errors import LeaseLost, QueueLost, QueueUnavailable
 
@@ -106,6 +107,23 @@ async def test_kill_and_restart_keep_what_was_answered(server: tuple[EmbeddedRed
     await queue.complete(JOB, chunk=5, token=grants[5].token)
     assert (await lease(queue))[0].token > grants[-1].token
     await queue.aclose()
+
+
+async def test_an_idle_connection_survives_a_restart(server: tuple[EmbeddedRedis, RedisProcess]) -> None:
+    queue = RedisQueue(server[1].url)
+    await queue.load(JOB, epoch=1, chunks=range(3))
+    await asyncio.to_thread(server[0].stop)
+    await asyncio.to_thread(server[0].start_or_adopt)
+    assert (await queue.counts(JOB, epoch=1)).pending == 3
+    await queue.aclose()
+
+
+async def test_more_waiting_calls_than_the_limit_are_refused(
+    queue: RedisQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_lane, "WAITING", 5)
+    answers = await asyncio.gather(*(queue.ping() for _ in range(8)), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [type(None)] * 5 + [QueueUnavailable] * 3
 
 
 async def test_a_server_that_hangs_is_unavailable_and_comes_back(

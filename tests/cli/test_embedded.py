@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import psutil
 import pytest
 
 from tandemn.cli import embedded
+from tandemn.cli.connection import follow_restart
+from tandemn.client import UserClient
 from tandemn.errors import Broken, Conflict, InvalidInput
 from tandemn.settings import load
 
@@ -91,18 +94,34 @@ async def test_state_folder_that_cannot_be_made(monkeypatch, tmp_path):
     assert caught.value.code == "home_unusable"
 
 
-def test_server_commands(settings, home, tandemn, monkeypatch):
-    defaults = embedded.ensure.__kwdefaults__ or {}
-    monkeypatch.setattr(embedded.ensure, "__kwdefaults__", {**defaults, "command": COMMAND})
+async def test_client_finds_a_server_that_moved(settings, home):
+    record = await embedded.ensure(settings, command=COMMAND)
+    async with UserClient("http://127.0.0.1:1") as client:
+        follow_restart(client)
+        assert client.url == record.url
+
+
+def test_server_commands_on_the_real_control_plane(settings, home, tandemn):
     none = tandemn("server", "status", "--json")
     assert none.code == 1
     assert none.json["url"] is None
     assert not home.exists()
+    assert tandemn("list").out == "no jobs\n"  # starts it
     started = tandemn("server", "start", "--json").json
     assert tandemn("server", "status", "--json").json == started
     assert set(started) == {"url", "pid", "version"}
+    assert (home / "server.json").stat().st_mode & 0o777 == 0o600
     assert started["url"] in tandemn("server", "start").out
     assert tandemn("server", "start", "--foreground").err.count("[server_running]") == 1
-    assert tandemn("list").out == "no jobs\n"
+    assert tandemn("status", "nope").err.startswith("error: no such job: nope [job_not_found]\n")
     assert f"pid {started['pid']}" in tandemn("server", "stop").out
     assert tandemn("server", "stop", "--json").json == {"stopped": False, "pid": None}
+
+
+def test_port_in_use_is_reported_by_the_real_control_plane(settings, tandemn):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        result = tandemn("server", "start", "--port", str(taken.getsockname()[1]))
+    assert result.code == 1
+    assert "[port_unavailable] [server_start_failed]" in result.err

@@ -45,8 +45,7 @@ def spec_of(engine: EngineName) -> EngineSpec:
 
 
 def process_of(spec: EngineSpec, folder: Path) -> EngineProcess:
-    environment = settings.Settings(home=folder)
-    return EngineProcess(adapters(environment)[spec.engine], spec, folder / "engine.log")
+    return EngineProcess(adapters(settings.Settings(home=folder))[spec.engine], spec, folder / "engine.log")
 
 
 @pytest.fixture(
@@ -236,14 +235,19 @@ def family(pid: int) -> list[int]:
     return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
 
 
-async def test_stop_ends_it_and_all_its_processes(name, tmp_path):
+async def test_stop_ends_it_and_all_its_processes_while_it_computes(name, tmp_path):
     process = process_of(spec_of(name), tmp_path)
     await process.start()
     await process.wait_ready(READY_S)
     assert process.pid is not None
     pids = family(process.pid)
     assert len(pids) >= 2
-    await process.stop()
+    async with aiohttp.ClientSession(process.url, headers=process.headers) as session:
+        body = named(process, prompt="on and on", max_tokens=900, ignore_eos=True, stream=True)
+        async with session.post("/v1/completions", json=body) as response:
+            await response.content.readline()
+            await process.stop()
+    assert process.exit_status != 128 + signal.SIGKILL
     assert await process.wait_dead() == process.exit_status
     assert await gone(pids, 1.0)
     await process.stop()  # again does nothing

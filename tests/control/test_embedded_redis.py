@@ -245,10 +245,11 @@ def test_a_trap_in_the_place_of_the_socket_folder_is_refused(tmp_path: Path, tra
 
 
 def test_strange_characters_in_the_state_folder(tmp_path: Path) -> None:
-    home = tmp_path / "a b\"c'\\d\n$e"
+    home = tmp_path / "a b\"c'\\d\n$e%20?f#g"
     server = EmbeddedRedis(home)
     try:
-        assert server.start_or_adopt().url
+        with Redis.from_url(server.start_or_adopt().url) as redis:
+            assert redis.ping()
         assert server.is_alive()
     finally:
         server.stop()

@@ -210,7 +210,7 @@ class FakeControlPlane:
         found = self.events.get(self._statuses(request)[0].job_id, [])
         after, limit = int(request.query["after"]), int(request.query["limit"])
         page = [event for event in found if event.seq > after][:limit]
-        return _json(jobs.EventList(events=page, next_after=page[-1].seq if page else None))
+        return _json(jobs.EventList(events=page, next_after=page[-1].seq if len(page) == limit else None))
 
     async def _end(self, request: web.Request) -> web.Response:
         statuses = self._statuses(request)

@@ -31,6 +31,8 @@ class ChunkRow:
     holder: str | None = None
     grants: int = 0
     """How often it was granted; more than once: earlier holders may have stored parts."""
+    computed: int = 0
+    """How many answers its holders have reported so far."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,8 @@
 """One connection to Redis that many tasks share: what they ask in one turn of the loop goes out as one write.
 
-Measured on two cores, 32 callers, `appendfsync always`: a connection for each caller spent most of its time
-on waking tasks and on one fsync a turn; sharing one costs the loop a fraction of that. Nothing is ever sent
-twice by itself, except where the server says that it did not run it (NOSCRIPT).
+Measured on two cores, 32 callers, `appendfsync always`, lease+complete: shared, 8,500-10,600 pairs/s at 51-56 µs
+of this process's time each; a connection for each caller, 7,200-7,800 at 128-136 µs. Nothing is ever sent twice by
+itself, except where the server says that it did not run it (NOSCRIPT).
 """
 
 from __future__ import annotations

@@ -23,8 +23,17 @@ from tandemn.errors import InvalidInput, TandemnError
 #: Command -> the file that has it, and its line in `tandemn --help`.
 COMMANDS: dict[str, tuple[str, str]] = {
     "deploy": ("deploy", "run a batch job: a model, a file of requests, a deadline"),
+    "progress": ("progress", "watch a job until it ends"),
     "status": ("status", "how one job stands"),
     "list": ("status", "the jobs, newest first"),
+    "download": ("download", "fetch a job's answers"),
+    "cancel": ("cancel", "cancel a job, keep what is finished"),
+    "destroy": ("cancel", "end a job and every replica of it"),
+    "add": ("replicas", "add replicas to a running job"),
+    "kill": ("replicas", "kill replicas of a running job"),
+    "swap": ("replicas", "replace the replicas of a running job by others"),
+    "logs": ("logs", "what the replicas wrote"),
+    "events": ("logs", "what happened to a job"),
     "server": ("server", "start, stop or look at the control plane of this machine"),
 }
 

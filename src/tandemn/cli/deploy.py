@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from pydantic import ValidationError
 from typer.core import TyperCommand
 
 from tandemn.cli import answers, options, report
@@ -109,7 +108,9 @@ def deploy(
     """
     del yes  # nothing that this version launches has a price, so that nothing is asked
     model, source = split_names(names or [], model)
-    spec = job_spec(
+    spec = options.checked(
+        JobSpec,
+        {"budget_usd": "--budget", "slo_s": "--slo", "model": "MODEL"},
         model=model,
         slo_s=_slo(slo),
         max_output_tokens=max_output_tokens,
@@ -166,21 +167,6 @@ def split_names(names: Sequence[str], model: str | None) -> tuple[str, str]:
 def is_remote(source: str) -> bool:
     """Say whether the input is read in place by the control plane."""
     return source.startswith(REMOTE_SCHEMES)
-
-
-def job_spec(**fields: Any) -> JobSpec:
-    """Make the specification, its input still unnamed; what is wrong is said in the words of the flags.
-
-    Raises:
-        InvalidInput: a value that its flag cannot take.
-    """
-    try:
-        return JobSpec(**fields)
-    except ValidationError as exc:
-        first = exc.errors(include_input=False, include_url=False)[0]
-        name = str(first["loc"][0]) if first["loc"] else "job"
-        flag = {"budget_usd": "budget", "slo_s": "slo"}.get(name, name).replace("_", "-")
-        raise InvalidInput(f"--{flag}: {first['msg']}", code="wrong_usage", param=name) from exc
 
 
 def check_input(path: Path) -> None:

@@ -26,7 +26,7 @@ Show = Callable[[JobStatus], None]
 LINE_S = 5.0
 #: Between two plain lines of an upload.
 UPLOAD_LINE_S = 5.0
-_BAR_WIDTH = 40
+_BAR_WIDTH = 30
 
 
 @contextmanager
@@ -95,9 +95,9 @@ class _UploadBar:
         pace = self._sent / max(time.monotonic() - self._began, 1e-3)
         row = Table.grid(padding=(0, 1))
         row.add_row(
-            Text(f"uploading {printable(self._name)}"),
+            _line(f"uploading {printable(self._name)}"),
             ProgressBar(total=self._total, completed=self._sent, width=_BAR_WIDTH),
-            Text(f"{size(self._sent)} of {size(self._total)}, {size(round(pace))}/s"),
+            Text(f"{size(self._sent)} of {size(self._total)}, {size(round(pace))}/s", no_wrap=True),
         )
         self._live.update(row)
 
@@ -131,11 +131,11 @@ def _panel(status: JobStatus, now: float) -> Group:
     requests = status.requests
     bar = Table.grid(padding=(0, 1))
     bar.add_row(
-        Text(f"{status.job_id} {status.state}"),
+        _line(f"{status.job_id} {status.state}"),
         ProgressBar(
             total=requests.total or None, completed=requests.completed + requests.failed, width=_BAR_WIDTH
         ),
-        Text(report.done_of(requests)),
+        Text(report.done_of(requests), no_wrap=True),
     )
     lines = [", ".join([*report.rates(status), *report.pace(status, now)])]
     if status.reason:
@@ -143,7 +143,11 @@ def _panel(status: JobStatus, now: float) -> Group:
     if status.swap and status.swap.state in {"launching", "draining"}:
         lines.append(report.swap_line(status.swap))
     lines += [_replica(replica) for replica in status.replicas if not replica.state.has_ended]
-    return Group(bar, *(Text(printable(line), no_wrap=True, overflow="ellipsis") for line in lines if line))
+    return Group(bar, *(_line(printable(line)) for line in lines if line))
+
+
+def _line(text: str) -> Text:
+    return Text(text, no_wrap=True, overflow="ellipsis")
 
 
 def _replica(replica: ReplicaView) -> str:

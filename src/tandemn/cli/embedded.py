@@ -14,7 +14,7 @@ import signal
 import subprocess
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import psutil
@@ -108,9 +108,10 @@ async def ensure(
         # Another command may have started one while this one waited for the lock.
         if record := await find(home):
             return record
+        log_start = _put_aside(log_path(home))
         process = _spawn(settings, [*command, "--host", host, "--port", str(port)])
         try:
-            return await _await_start(home, process)
+            return await _await_start(home, process, log_start)
         except BaseException:
             # Also on Ctrl-C: a half-started server that nobody asked for again is not left behind.
             if process.poll() is None:
@@ -178,12 +179,17 @@ def _make_home(home: Path) -> None:
         ) from exc
 
 
+def _put_aside(log: Path) -> int:
+    """Keep the log from growing for ever; return where the next server's lines will begin in it."""
+    size = log.stat().st_size if log.exists() else 0
+    if size <= LOG_BYTES:
+        return size
+    log.replace(log.with_suffix(".log.1"))
+    return 0
+
+
 def _spawn(settings: Settings, command: Sequence[str]) -> subprocess.Popen[bytes]:
-    path = log_path(settings.home_path)
-    with suppress(FileNotFoundError):
-        if path.stat().st_size > LOG_BYTES:
-            path.replace(path.with_suffix(".log.1"))
-    with path.open("ab") as log:
+    with log_path(settings.home_path).open("ab") as log:
         # A session of its own and no inherited descriptor: it must not die with this terminal, nor hold
         # open the pipe of whoever captures this command's output.
         return subprocess.Popen(  # noqa: S603 - our own interpreter and module
@@ -198,7 +204,7 @@ def _spawn(settings: Settings, command: Sequence[str]) -> subprocess.Popen[bytes
         )
 
 
-async def _await_start(home: Path, process: subprocess.Popen[bytes]) -> ServerRecord:
+async def _await_start(home: Path, process: subprocess.Popen[bytes], log_start: int) -> ServerRecord:
     until = time.monotonic() + START_S
     while time.monotonic() < until:
         record = read(home)
@@ -207,14 +213,14 @@ async def _await_start(home: Path, process: subprocess.Popen[bytes]) -> ServerRe
             await _greet(record)
             return record
         if process.poll() is not None:
-            raise _start_failure(home, f"ended with status {process.returncode} before it served")
+            raise _start_failure(home, log_start, f"ended with status {process.returncode} before it served")
         await asyncio.sleep(LOOK_S)
-    raise _start_failure(home, f"did not serve within {START_S:.0f} s")
+    raise _start_failure(home, log_start, f"did not serve within {START_S:.0f} s")
 
 
-def _start_failure(home: Path, what: str) -> Broken:
+def _start_failure(home: Path, log_start: int, what: str) -> Broken:
     path = log_path(home)
-    lines = path.read_text(errors="replace").split("\n")[-TAIL_LINES:] if path.exists() else []
+    lines = path.read_bytes()[log_start:].decode(errors="replace").split("\n")[-TAIL_LINES:]
     tail = " | ".join(line.strip() for line in lines if line.strip())
     return Broken(
         f"the control plane {what}: {tail or 'its log is empty'}",

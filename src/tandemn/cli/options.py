@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import typer
+from pydantic import BaseModel, ValidationError
+
+from tandemn.errors import InvalidInput
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 def _log_to_stderr(is_verbose: bool) -> None:
@@ -32,3 +38,18 @@ Yes = Annotated[bool, typer.Option("--yes", help="Ask nothing.")]
 Verbose = Annotated[
     bool, typer.Option("-v", "--verbose", help="Write debug logging to stderr.", callback=_log_to_stderr)
 ]
+
+
+def checked(kind: type[_Model], names: Mapping[str, str], /, **fields: Any) -> _Model:
+    """Make a request of flags; `names` says which arguments are not called as their field is.
+
+    Raises:
+        InvalidInput: a flag has a value that it cannot take; the message names it.
+    """
+    try:
+        return kind(**fields)
+    except ValidationError as exc:
+        first = exc.errors(include_input=False, include_url=False)[0]
+        field = str(first["loc"][0]) if first["loc"] else ""
+        name = names.get(field, f"--{field.replace('_', '-')}")
+        raise InvalidInput(f"{name}: {first['msg']}", code="wrong_usage", param=field) from exc

@@ -39,7 +39,7 @@ def start(
 
     Examples:
         tandemn server start
-        tandemn server start --host 0.0.0.0 --port 26336 --foreground
+        tandemn server start --port 26336 --foreground
     """
     settings = load()
     if foreground:

@@ -48,16 +48,14 @@ def create_app(services: Services) -> FastAPI:
 
 @asynccontextmanager
 async def open_services(settings: Settings, *, server_url: str) -> AsyncIterator[Services]:
-    """Open everything, keep the jobs moving, and close it again; replicas and Redis are left running."""
+    """Open everything, and close it again; replicas and Redis are left running."""
     home = settings.home_path
     database = Database(settings.database_url or f"sqlite:///{home / 'state.db'}")
     await asyncio.to_thread(database.migrate)
-    embedded = None
     if settings.redis_url is not None:
         redis_url = settings.redis_url.get_secret_value()
     else:
-        embedded = EmbeddedRedis(home)
-        redis_url = (await asyncio.to_thread(embedded.start_or_adopt)).url
+        redis_url = (await asyncio.to_thread(EmbeddedRedis(home).start_or_adopt)).url
     clock = SystemClock()
     queue = RedisQueue(redis_url)
     table = SqlChunkTable(database, clock)
@@ -71,17 +69,26 @@ async def open_services(settings: Settings, *, server_url: str) -> AsyncIterator
         launchers={"local": LocalLauncher(home, settings.local_slots)},
         server_url=settings.public_url or server_url,
     )
-    tasks = [asyncio.create_task(Supervisor(services).run(), name="supervisor")]
-    if embedded is not None:
-        tasks.append(asyncio.create_task(_keep_redis(embedded), name="redis"))
     try:
         yield services
+    finally:
+        await queue.aclose()
+        await asyncio.to_thread(database.close)
+
+
+@asynccontextmanager
+async def keep_going(services: Services) -> AsyncIterator[None]:
+    """Keep the jobs moving and the embedded Redis alive, until left."""
+    tasks = [asyncio.create_task(Supervisor(services).run(), name="supervisor")]
+    if services.settings.redis_url is None:
+        embedded = EmbeddedRedis(services.settings.home_path)
+        tasks.append(asyncio.create_task(_keep_redis(embedded), name="redis"))
+    try:
+        yield
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await queue.aclose()
-        await asyncio.to_thread(database.close)
 
 
 async def _keep_redis(embedded: EmbeddedRedis) -> None:

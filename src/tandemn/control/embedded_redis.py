@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import msgspec
 import psutil
@@ -92,7 +93,7 @@ class RedisProcess:
     @property
     def url(self) -> str:
         """As `RedisQueue` takes it."""
-        return f"unix://{self.socket}"
+        return f"unix://{quote(self.socket)}"
 
 
 class EmbeddedRedis:
@@ -199,19 +200,20 @@ class EmbeddedRedis:
 
     def _spawn(self, executable: Path, socket: Path) -> RedisProcess:
         config = self._folder / "redis.conf"
-        # A file, whole before the server reads it: with half of a piped one it would listen on a public port.
+        # A file, whole before the server reads it, and on its input: it takes a path for a pattern, and where
+        # that matches nothing, or a pipe ends early, it would run with its defaults, on a public port.
         lines = _CONFIG.encode()
         for name, value in (("dir", self._data), ("logfile", self._log), ("unixsocket", socket)):
             lines += name.encode() + b" " + _quoted(value) + b"\n"
         _write_atomically(config, lines)
-        with self._log.open("ab") as log:
+        with self._log.open("ab") as log, config.open("rb") as config_file:
             process = subprocess.Popen(  # noqa: S603 - found by us, no shell
-                [str(executable), str(config)],
+                [str(executable), "-", "--port", "0"],
                 # The mark by which `_find` knows it, there from the first moment on.
                 cwd=self._data,
                 # Newer servers refuse to start under a locale that is not installed; and secrets stay with us.
                 env={"LC_ALL": "C"},
-                stdin=subprocess.DEVNULL,
+                stdin=config_file,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

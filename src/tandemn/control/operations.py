@@ -11,6 +11,7 @@ from tandemn.control import submission
 from tandemn.control.store import events, jobs, replicas
 from tandemn.errors import Conflict, InvalidInput, NotFound
 from tandemn.events import EventKind
+from tandemn.fleet.engines.engine import EngineName
 from tandemn.fleet.reconcile import STOP_GRACE_S
 from tandemn.protocol.jobs import (
     AddAnswer,
@@ -258,13 +259,13 @@ def _changed(
     changes: dict[str, Any] = {"market": market}
     changes |= {name: value for name in ("gpu", "tp", "pp") if (value := getattr(request, name)) is not None}
     changed = config.model_copy(update=changes)
-    check_local(job, changed)
+    check_local(job.cloud, job.engine, changed)
     return changed
 
 
-def check_local(job: JobRecord, config: ReplicaConfig) -> None:
+def check_local(cloud: str | None, engine: str | None, config: ReplicaConfig) -> None:
     """Raise InvalidInput where this machine cannot be what `config` asks for."""
-    if job.cloud != "local" or job.engine == "simulated":
+    if cloud != "local" or engine == EngineName.SIMULATED:
         return
     if config.gpu != "cpu" or config.tp * config.pp != 1:
         asked = f"{config.gpu} x {config.tp * config.pp}"
@@ -272,7 +273,7 @@ def check_local(job: JobRecord, config: ReplicaConfig) -> None:
             f"{asked} was asked for, but replicas of this job run on this machine's CPU",
             code="gpu_not_local",
             param="gpu",
-            next_step="use --gpu cpu --tp 1, or submit the job to a cloud",
+            next_step="use --gpu cpu --tp 1; a named GPU needs a cloud that has it",
         )
 
 

@@ -27,6 +27,9 @@ STOP_GRACE_S = 20.0
 DRAIN_GRACE_S = 1800.0
 #: Failures in a row, without one answer in between, after which a group is given up.
 FAILURES_LIMIT = 4
+#: The same, where replicas were taken away before they got anywhere: the market's doing more than ours, but
+#: a runner that dies as it starts looks like that, too.
+LOSSES_LIMIT = 25
 #: The wait before a replacement: doubled with each failure in a row, from the first to the last of these.
 BACKOFF_S = (1.0, 60.0)
 
@@ -265,8 +268,7 @@ def _groups(fleet: Fleet, now: float) -> Iterator[Action]:
             continue
         failures = failures_in_a_row(members)
         last = failures[-1] if failures else None
-        hopeless = last is not None and (last.code in FATAL_CODES or len(failures) >= FAILURES_LIMIT)
-        if last is not None and hopeless and not any(each.requests_done for each in members):
+        if last is not None and _is_hopeless(failures) and not any(each.requests_done for each in members):
             # The other groups may still do the work; the job is given up with its last hope.
             if live == 0 and not _others_alive(fleet, group):
                 yield GiveUp(code=last.code or "replica_failed", reason=_why_given_up(last, len(failures)))
@@ -293,6 +295,12 @@ def failures_in_a_row(members: list[Replica]) -> list[Replica]:
     return row[::-1]
 
 
+def _is_hopeless(row: list[Replica]) -> bool:
+    """Whether a row of failures says that the next replica would fail, too."""
+    failed = sum(replica.state is ReplicaState.FAILED for replica in row)
+    return bool(row) and (row[-1].code in FATAL_CODES or failed >= FAILURES_LIMIT or len(row) >= LOSSES_LIMIT)
+
+
 def _others_alive(fleet: Fleet, group: int) -> bool:
     return any(replica.group != group and not replica.state.has_ended for replica in fleet.replicas)
 
@@ -312,7 +320,7 @@ def _swap(fleet: Fleet) -> Iterator[Action]:
         failures = failures_in_a_row(members)
         if begun >= swap.threshold:
             yield MoveSwap(to="draining", reason=f"{begun} new replicas have begun processing")
-        elif failures and (failures[-1].code in FATAL_CODES or len(failures) >= FAILURES_LIMIT):
+        elif _is_hopeless(failures):
             reason = f"{_why_given_up(failures[-1], len(failures))}; the old replicas go on"
             yield MoveSwap(to="failed", reason=reason)
     elif swap.state == "draining":

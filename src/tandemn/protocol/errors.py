@@ -40,6 +40,7 @@ _BY_STATUS: dict[int, type[errors.TandemnError]] = {
     403: errors.NotAllowed,
     404: errors.NotFound,
     409: errors.Conflict,
+    410: errors.NotFound,
     413: errors.InvalidInput,
     422: errors.Infeasible,
     429: errors.Retryable,

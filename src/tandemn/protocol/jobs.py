@@ -13,7 +13,11 @@ from tandemn.protocol.replicas import Market, ReplicaState
 Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
 
 #: What OpenAI allows in a batch's metadata.
-Metadata = Annotated[dict[str, str], Field(max_length=16)]
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+]
+#: Longest time that a job may be given, in seconds.
+LONGEST_SLO_S = 30 * 86400
 
 
 class JobState(StrEnum):
@@ -64,7 +68,7 @@ class JobSpec(_Strict):
     """A file uploaded before; exactly one of this and `input_url`."""
     input_url: str | None = None
     """`s3://…` and the like, read in place."""
-    slo_s: float = Field(gt=0, le=30 * 86400)
+    slo_s: float = Field(gt=0, le=LONGEST_SLO_S)
     """Deadline, in seconds from submission."""
     max_output_tokens: int | None = Field(default=None, ge=1)
     cloud: str | None = None

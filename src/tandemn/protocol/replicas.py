@@ -105,6 +105,9 @@ class LeaseRequest(BaseModel):
     limit: int = Field(ge=1, le=64)
     wait_s: float = Field(default=0, ge=0, le=30)
     """How long the answer may be held back while there is nothing to give."""
+    is_idle: bool = False
+    """It has nothing left to compute: it may be given what a peer has leased and not begun. Runners that
+    only lease ahead must not: two of them would take the same chunk from each other again and again."""
 
 
 class PartRef(BaseModel):
@@ -126,10 +129,12 @@ class ChunkLease(BaseModel):
     first_request: int
     requests: int
     skipped: list[int] = []
-    """Offsets of lines in the byte range that are no requests (`--skip-invalid`)."""
+    """Byte positions in the input of lines that are no requests (`--skip-invalid`)."""
     parts: list[PartRef] = []
     strikes: dict[int, int] = {}
     """Request (index in the chunk) -> how often the engine died while computing it."""
+    computed: int = 0
+    """How many answers earlier holders had reported in heartbeats: more than `parts` hold were lost."""
 
 
 class LeaseReply(BaseModel):

@@ -128,15 +128,15 @@ async def test_nothing_but_printable_ascii_is_ever_said_however_hot(session):
 
 
 async def test_answers_are_mostly_long_and_do_end(session):
-    questions = [[{"role": "user", "content": f"Question {number}"}] for number in range(32)]
+    questions = [[{"role": "user", "content": f"Question {number}"}] for number in range(16)]
     answers = await asyncio.gather(
-        *(converse(session, messages, 3000, ignore_eos=False) for messages in questions)
+        *(converse(session, messages, 1000, ignore_eos=False) for messages in questions)
     )
     lengths = sorted(len(answer) for answer in answers)
     assert lengths[len(lengths) // 4] > 64
-    assert lengths[0] < 3000
+    assert lengths[0] < 1000
 
 
 async def test_answers_do_not_run_into_a_loop(session):
-    text = await complete(session, PROMPT, 2000)
-    assert len({text[start : start + 20] for start in range(1900)}) > 1800
+    text = await complete(session, PROMPT, 1000)
+    assert len({text[start : start + 20] for start in range(980)}) > 940

@@ -1,3 +1,77 @@
-"""A sealed job: assemble its output, leave nothing behind, end."""
+"""A sealed job: assemble its output, leave nothing behind, end.
+
+Each step is recorded before the next begins, and repeats without harm: the output files are named in the
+database before what they were made from is deleted.
+"""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tandemn.control import names
+from tandemn.control.reconcilers.assembling import assemble_job
+from tandemn.control.store import files, jobs, replicas
+from tandemn.control.store.records import FileRecord
+from tandemn.protocol.jobs import JobState
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from tandemn.control.services import Services
+    from tandemn.control.store.records import JobRecord
+
+
+async def step(services: Services, job: JobRecord) -> bool:
+    """Assemble, wait for the replicas to be gone, clean, end; True: it moved."""
+    if job.output_file_id is None and job.error_file_id is None:
+        await _assemble(services, job)
+        job = await services.database.run(jobs.get, job.job_id)
+    live = [
+        each for each in await services.database.run(replicas.of_job, job.job_id) if not each.state.has_ended
+    ]
+    assert job.outcome is not None, "a sealed job has an outcome"
+    persists = job.spec.persist and job.outcome is JobState.COMPLETED
+    if live and not persists:
+        return False  # the fleet's step ends them
+    for folder in names.scratch_folders(job.job_id):
+        await services.objects.delete_prefix(folder)
+    await services.desk.forget(job.job_id)
+    moved = await services.database.run(
+        jobs.move,
+        job.job_id,
+        to=job.outcome,
+        frm=(JobState.ASSEMBLING,),
+        now=services.clock.now(),
+        reason=job.reason,
+        code=job.code,
+    )
+    services.pulse.beat(job.job_id)
+    return moved
+
+
+async def _assemble(services: Services, job: JobRecord) -> None:
+    assembled = await assemble_job(services, job)
+    now = services.clock.now()
+
+    def record(connection: Connection) -> None:
+        for kind, name, size in (
+            ("output", names.output_object(job.job_id), assembled.output_bytes),
+            ("errors", names.errors_object(job.job_id), assembled.error_bytes),
+        ):
+            if size == 0:
+                continue
+            file = FileRecord(
+                file_id=f"file-{job.job_id}-{kind}",
+                filename=f"{job.job_id}_{kind}.jsonl",
+                purpose="batch_output",
+                bytes=size,
+                object=name,
+                created_at=now,
+                job_id=job.job_id,
+            )
+            files.add(connection, file)
+            column = "output_file_id" if kind == "output" else "error_file_id"
+            jobs.change(connection, job.job_id, **{column: file.file_id})
+        jobs.change(connection, job.job_id, completed=assembled.output_lines, failed=assembled.error_lines)
+
+    await services.database.run(record)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from typing import TYPE_CHECKING, Any, assert_never
 
 import structlog
 
 from tandemn.batch import lifecycle
-from tandemn.control.api.dependencies import token_hash
 from tandemn.control.operations import move_swap
 from tandemn.control.store import chunks, events, jobs, replicas
+from tandemn.control.tokens import new_token, token_hash
 from tandemn.errors import Conflict, NextOffer, Retryable, TandemnError
 from tandemn.events import EventKind
 from tandemn.fleet import reconcile
@@ -38,7 +37,8 @@ async def step(services: Services, job: JobRecord) -> bool:
     fleet = await services.database.run(replicas.of_job, job.job_id)
     fleet = await _adopt(services, fleet)
     observed = await _observe(services, fleet)
-    decided = reconcile.decide(_facts(services, job, fleet, observed), services.clock.now())
+    room = await _room(services, job, fleet)
+    decided = reconcile.decide(_facts(job, fleet, observed, room), services.clock.now())
     for action in decided:
         await _apply(services, job, {each.replica_id: each for each in fleet}, action)
     if job.state.has_ended or job.state is JobState.ASSEMBLING:
@@ -75,11 +75,16 @@ async def _observe(services: Services, fleet: list[ReplicaRecord]) -> dict[str, 
     return presence
 
 
+async def _room(services: Services, job: JobRecord, fleet: list[ReplicaRecord]) -> int:
+    """How many more replicas may be launched; looked up only where some wait for it."""
+    if not any(each.state is ReplicaState.PENDING for each in fleet):
+        return 0
+    return await asyncio.to_thread(services.launchers[job.cloud or "local"].room)
+
+
 def _facts(
-    services: Services, job: JobRecord, fleet: list[ReplicaRecord], observed: dict[str, Presence]
+    job: JobRecord, fleet: list[ReplicaRecord], observed: dict[str, Presence], room: int
 ) -> reconcile.Fleet:
-    pending = any(each.state is ReplicaState.PENDING for each in fleet)
-    room = services.launchers[job.cloud or "local"].room() if pending else 0
     return reconcile.Fleet(
         wanted=tuple(group["wanted"] for group in job.groups),
         replicas=tuple(_fact(each, observed.get(each.replica_id, Presence.GONE)) for each in fleet),
@@ -182,7 +187,7 @@ async def _move_swap(services: Services, job: JobRecord, action: reconcile.MoveS
 async def _launch(services: Services, job: JobRecord, replica: ReplicaRecord) -> None:
     """Record the intent, launch, record the handle. A death in between is mended by `_adopt`."""
     now = services.clock.now()
-    token = secrets.token_urlsafe(32)
+    token = new_token()
     advance(replica.state, ReplicaState.LAUNCHING)
 
     def record(connection: Connection) -> bool:

@@ -95,6 +95,7 @@ def grant(
                 token=row.token,
                 holder=row.holder,
                 grants=row.grants,
+                computed=row.computed,
             )
     return granted
 
@@ -166,6 +167,21 @@ def totals(connection: Connection, job_id: str) -> ChunkTotals:
     ).one()
     names = ("total", "done", "leased", "completed", "failed", "recomputed", "prompt_tokens", "output_tokens")
     return ChunkTotals(**dict(zip(names, map(int, row), strict=True)))
+
+
+def report_progress(connection: Connection, job_id: str, *, holder: str, computed: dict[int, int]) -> None:
+    """Keep how many answers each chunk has by its holder's word; a later holder's loss is seen by it."""
+    for chunk, count in computed.items():
+        connection.execute(
+            update(chunks)
+            .where(
+                chunks.c.job_id == job_id,
+                chunks.c.chunk == chunk,
+                chunks.c.holder == holder,
+                chunks.c.computed < count,
+            )
+            .values(computed=count)
+        )
 
 
 def add_strikes(

@@ -85,10 +85,20 @@ def resolve(connection: Connection, name: str) -> JobRecord:
 
 
 def page(
-    connection: Connection, *, limit: int, after: str | None, states: tuple[str, ...] | None
+    connection: Connection,
+    *,
+    limit: int,
+    after: str | None,
+    states: tuple[str, ...] | None,
+    with_live_replicas: list[str] | None = None,
 ) -> list[JobRecord]:
-    """Up to `limit` + 1 jobs, newest first: one more than asked tells that there is a next page."""
+    """Up to `limit` + 1 jobs, newest first: one more than asked tells that there is a next page.
+
+    With `with_live_replicas`, those jobs and all that have not ended.
+    """
     query = select(jobs)
+    if with_live_replicas is not None:
+        query = query.where(or_(jobs.c.job_id.in_(with_live_replicas), jobs.c.state.not_in(ENDED)))
     if states is not None:
         query = query.where(jobs.c.state.in_(states))
     if after:
@@ -117,6 +127,7 @@ def change(connection: Connection, job_id: str, /, **values: Any) -> None:
 def move(
     connection: Connection,
     job_id: str,
+    /,
     *,
     to: JobState,
     frm: tuple[JobState, ...],

@@ -72,6 +72,7 @@ class ChunkRecord:
     token: str | None
     holder: str | None
     grants: int
+    computed: int
     completed: int
     failed: int
     recomputed: int

@@ -92,6 +92,7 @@ chunks = Table(
     Column("token", String(48), nullable=True),  # of the latest grant; NULL: taken back
     Column("holder", String(80), nullable=True),
     Column("grants", Integer, nullable=False, default=0),
+    Column("computed", Integer, nullable=False, default=0),  # reported by holders so far
     Column("completed", Integer, nullable=False, default=0),
     Column("failed", Integer, nullable=False, default=0),
     Column("recomputed", Integer, nullable=False, default=0),

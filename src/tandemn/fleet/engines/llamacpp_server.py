@@ -6,6 +6,7 @@ It serves until SIGTERM. The key, where there is one, comes in the environment.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from pathlib import Path
@@ -27,11 +28,12 @@ def main() -> None:
     # Before any thread exists: the server's threads must inherit the mask.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     try:
-        server = xllamacpp.Server(_parameters(arguments))
+        _server = xllamacpp.Server(_parameters(arguments))
     except RuntimeError as error:
         sys.exit(f"llama.cpp cannot serve {arguments.model}: {error}")
     signal.sigwait({signal.SIGTERM, signal.SIGINT})
-    del server  # stops it
+    # Its own way to stop waits for ever where requests are in flight; whoever stops it has drained it.
+    os._exit(0)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -33,6 +33,8 @@ HEADERS = {"x-tandemn-simulated": "true"}
 #: Bodies above this are refused, as web servers do.
 MAX_BODY_BYTES = 64 * 1024 * 1024
 EMBEDDING_DIMENSIONS = 64
+#: How long running requests may go on after SIGTERM.
+SHUTDOWN_S = 0.5
 
 
 def main() -> None:
@@ -53,7 +55,15 @@ def main() -> None:
     server = SimulatedServer(
         arguments.model, simulation, context=context, api_key=key.get_secret_value() if key else None
     )
-    web.run_app(server.application(), host=arguments.host, port=arguments.port, print=None, access_log=None)
+    web.run_app(
+        server.application(),
+        host=arguments.host,
+        port=arguments.port,
+        print=None,
+        access_log=None,
+        shutdown_timeout=SHUTDOWN_S,
+        handler_cancellation=True,  # as engines do: a request is dropped when its client is gone
+    )
 
 
 class SimulatedServer:

@@ -55,7 +55,7 @@ class LocalLauncher:
             "TANDEMN_REPLICA_TOKEN": spec.token,
         }
         command = [python_executable(), "-m", "tandemn.runner"]
-        command += ["--server-url", spec.server_url, "--replica-id", spec.replica_id]
+        command += ["--server", spec.server_url, "--replica", spec.replica_id]
         command += ["--work", str(work)]
         with log.open("ab") as output:
             process = subprocess.Popen(  # noqa: S603 - our own module

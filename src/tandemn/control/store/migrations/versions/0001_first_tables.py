@@ -1,4 +1,4 @@
-"""Jobs, chunks, replicas, files and events"""
+"""The first tables"""
 
 from __future__ import annotations
 
@@ -93,6 +93,7 @@ def upgrade() -> None:
         sa.Column("token", sa.String(length=48), nullable=True),
         sa.Column("holder", sa.String(length=80), nullable=True),
         sa.Column("grants", sa.Integer(), nullable=False),
+        sa.Column("computed", sa.Integer(), nullable=False),
         sa.Column("completed", sa.Integer(), nullable=False),
         sa.Column("failed", sa.Integer(), nullable=False),
         sa.Column("recomputed", sa.Integer(), nullable=False),
