@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -30,7 +31,11 @@ from tests.fakes.router_rig import (
 )
 from tests.fakes.scripted import OK, SSE, Scripted, chunk, replies
 
-CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "tell me"}], "temperature": 0}
+CHAT: dict[str, Any] = {
+    "model": "tiny",
+    "messages": [{"role": "user", "content": "tell me"}],
+    "temperature": 0,
+}
 
 
 @pytest.fixture
@@ -192,7 +197,7 @@ def test_the_openai_client_sync_and_async_streaming_and_not(rig):
         *(backend(f"b{i}", b.url, price_usd_per_hour=float(i)) for i, b in enumerate(backends))
     )
     url = f"http://127.0.0.1:{router.port}/v1"
-    asked = {
+    asked: Any = {
         "model": "tiny",
         "messages": [{"role": "user", "content": "hi"}],
         "temperature": 0,
@@ -227,7 +232,7 @@ def test_the_openai_client_sync_and_async_streaming_and_not(rig):
 def test_a_stream_that_cannot_go_on_raises_in_the_openai_client(rig):
     only = rig.vllm(gap_ms=10)
     router = rig.router(backend("a", only.url))
-    asked = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "stream": True, "n": 2}
+    asked: Any = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "stream": True, "n": 2}
 
     def read_to_the_end(stream):
         for number, _ in enumerate(stream):
@@ -244,7 +249,7 @@ def test_load_test_clients_shapes(rig):
     """What `vllm bench serve`, aiperf and guidellm send: streams with usage, ignore_eos, ids that they name."""
     only = rig.vllm()
     router = rig.router(backend("a", only.url))
-    bench = {
+    bench: Any = {
         "model": "tiny",
         "prompt": "x",
         "temperature": 0.0,
@@ -255,7 +260,13 @@ def test_load_test_clients_shapes(rig):
     bench |= {"logprobs": None, "stream_options": {"include_usage": True}, "ignore_eos": True}
     told = list(Events(router.port, bench, path="/v1/completions"))
     assert json.loads(told[-2])["usage"]["completion_tokens"] == 12
-    continuous = {**CHAT, "max_completion_tokens": 12, "min_tokens": 12, "stop": None, "ignore_eos": True}
+    continuous: Any = {
+        **CHAT,
+        "max_completion_tokens": 12,
+        "min_tokens": 12,
+        "stop": None,
+        "ignore_eos": True,
+    }
     continuous["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
     told = [json.loads(data) for data in list(Events(router.port, continuous))[:-1]]
     assert [event["usage"]["completion_tokens"] for event in told[1:-1]] == list(range(1, 13))
@@ -303,9 +314,9 @@ def test_tls_in_front_and_to_a_backend(rig, tmp_path):
 
 
 def test_500_streams_and_half_of_the_backends_killed(rig):
-    backends = [rig.vllm(gap_ms=40) for _ in range(4)]
+    backends = [rig.vllm(gap_ms=100) for _ in range(4)]
     router = rig.router(*(backend(f"b{i}", b.url) for i, b in enumerate(backends)))
-    body = {**CHAT, "max_tokens": 50, "min_tokens": 50}
+    body = {**CHAT, "max_tokens": 40, "min_tokens": 40}
     whole = json.loads(ask(backends[3].port, body)[2])["choices"][0]["message"]["content"]
 
     async def one():
@@ -317,9 +328,13 @@ def test_500_streams_and_half_of_the_backends_killed(rig):
         writer.close()
         return got
 
+    def has_begun_all():
+        counted = metrics(router.port)
+        return sum(counted[f'tandemn_router_streams_total{{backend="b{i}"}}'] for i in range(4)) == 500
+
     async def all_of_them():
         tasks = [asyncio.create_task(one()) for _ in range(500)]
-        await asyncio.sleep(2.5)
+        await asyncio.to_thread(wait_for, has_begun_all)
         for victim in backends[:2]:
             victim.kill()
         return await asyncio.gather(*tasks)

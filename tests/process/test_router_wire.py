@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import time
+from typing import Any
 
 import pytest
 from tests.fakes.router_rig import ADMIN, KEY, Events, Rig, ask, backend, free_port, metrics, raw, wait_for
@@ -69,7 +70,15 @@ def half_closes(sock, _):
     time.sleep(0.5)
 
 
-BAD = {
+def cuts(begun):
+    def script(sock, _):
+        sock.sendall(begun)
+        reset(sock)
+
+    return script
+
+
+BAD: dict[str, Any] = {
     "closes": closes,
     "resets": lambda sock, _: reset(sock),
     "half closes": half_closes,
@@ -80,11 +89,8 @@ BAD = {
     "ambiguous": replies(
         b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
     ),
-    "within the head": lambda sock, _: (sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Le"), reset(sock)),
-    "within the body": lambda sock, _: (
-        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n{"),
-        reset(sock),
-    ),
+    "within the head": cuts(b"HTTP/1.1 200 OK\r\nContent-Le"),
+    "within the body": cuts(b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n{"),
 }
 
 
@@ -462,7 +468,7 @@ def attach_drop_all(sock):
 
 
 def test_the_table_is_pushed_under_load(house):
-    first, second = house.use(replies(OK)), None
+    first = second = house.use(replies(OK))
     import threading
 
     results, is_over = [], threading.Event()

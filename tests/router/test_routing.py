@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -41,12 +42,24 @@ NOW = 1000.0
 
 def candidate(name, market=Market.SPOT, state=State.READY, **more):
     standing = replace(first_standing(Probe.NEVER, draining=False, now=0.0), state=state)
-    fields = {"price": 0.0, "inflight": 0, "replicas": 1, "room": None, "ttft_s": None, "waiting_s": 0.0}
+    fields: dict[str, Any] = {
+        "price": 0.0,
+        "inflight": 0,
+        "replicas": 1,
+        "room": None,
+        "ttft_s": None,
+        "waiting_s": 0.0,
+    }
     return Candidate(name=name, market=market, standing=standing, **(fields | more))
 
 
 def names(plan):
     return [[choice.name for choice in tier] for tier in plan.tiers]
+
+
+def picked(made, counts, excluded=()):
+    choice = pick(made, counts, excluded)
+    return choice and choice.name
 
 
 def plan(*candidates, previous=None, now=NOW, spot_ttft_s=None):
@@ -180,16 +193,16 @@ def test_equals_share_the_load_by_replica():
     made = plan(candidate("a", replicas=1), candidate("b", replicas=3))
     counts = {"a": 0, "b": 0}
     for _ in range(40):
-        counts[pick(made, counts).name] += 1
+        counts[str(picked(made, counts))] += 1
     assert counts == {"a": 10, "b": 30}
 
 
 def test_a_full_backend_is_passed_over_and_nothing_is_left_when_all_are_full():
     made = plan(candidate("spot", room=2), candidate("modal", Market.SERVERLESS, room=1))
-    assert pick(made, {"spot": 1, "modal": 0}).name == "spot"
-    assert pick(made, {"spot": 2, "modal": 0}).name == "modal"
+    assert picked(made, {"spot": 1, "modal": 0}) == "spot"
+    assert picked(made, {"spot": 2, "modal": 0}) == "modal"
     assert pick(made, {"spot": 2, "modal": 1}) is None
-    assert pick(made, {"spot": 0, "modal": 0}, excluded=("spot",)).name == "modal"
+    assert picked(made, {"spot": 0, "modal": 0}, excluded=("spot",)) == "modal"
 
 
 def test_overflow_by_load_has_hysteresis():
@@ -242,7 +255,13 @@ def test_an_empty_plan_says_why():
 
 
 def verdict(fault, **more):
-    fields = {"method": b"POST", "tries": 1, "is_sent": True, "is_kept": True, "has_other": True}
+    fields: dict[str, Any] = {
+        "method": b"POST",
+        "tries": 1,
+        "is_sent": True,
+        "is_kept": True,
+        "has_other": True,
+    }
     return after_fault(fault, **(fields | more)).step
 
 
