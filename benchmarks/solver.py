@@ -14,12 +14,13 @@ from decimal import Decimal
 import numpy as np
 
 from tandemn.placement.candidates import enumerate_candidates
-from tandemn.placement.catalog.offers import Market, Offer, table_offers
+from tandemn.placement.catalog.offers import Offer, table_offers
 from tandemn.placement.models import shape_of
 from tandemn.placement.plan import plan_job
 from tandemn.placement.solver import Unit, solve
 from tandemn.placement.throughput import RooflinePredictor
 from tandemn.placement.workload import Lengths, Workload
+from tandemn.protocol.replicas import Market
 
 REGIONS = ("us-east-1", "us-east-2", "us-west-2", "eu-west-1", "ap-northeast-1")
 

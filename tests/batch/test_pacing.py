@@ -3,10 +3,11 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tandemn.batch.pacing import Launch, Pace, PacedReplica, PaceMarket, decide
+from tandemn.batch.pacing import Launch, Pace, PacedReplica, decide
+from tandemn.protocol.replicas import Market
 
 HOUR = 3600.0
-SPOT, ON_DEMAND = PaceMarket.SPOT, PaceMarket.ON_DEMAND
+SPOT, ON_DEMAND = Market.SPOT, Market.ON_DEMAND
 
 
 def replica(name="a", market=SPOT, warm=0.0, usd=1.0):
@@ -116,7 +117,7 @@ def test_one_replica_never_misses_its_deadline_whatever_spot_does(available, fac
     tick, work = 60.0, 3600.0
     deadline = work * factor + changeover
     now, remaining, warm, index = 0.0, work, 0.0, 0
-    market: PaceMarket | None = None
+    market: Market | None = None
     while remaining > 1e-6:
         is_open = available[index % len(available)]
         if market is SPOT and not is_open:

@@ -3,8 +3,9 @@ from decimal import Decimal
 import pytest
 
 from tandemn.errors import InvalidInput, NotFound
-from tandemn.placement.catalog.offers import Market, table_offers
+from tandemn.placement.catalog.offers import table_offers
 from tandemn.placement.gpu_table import show_gpus, to_json
+from tandemn.protocol.replicas import Market
 
 
 def test_one_row_per_gpu_provider_and_market_cheapest_first():

@@ -4,13 +4,14 @@ import pytest
 
 from tandemn.errors import Infeasible, InvalidInput, NotFound
 from tandemn.placement.candidates import Wish, enumerate_candidates
-from tandemn.placement.catalog.offers import Market, Offer, table_offers
+from tandemn.placement.catalog.offers import Offer, table_offers
 from tandemn.placement.deployments import deployment_options
 from tandemn.placement.deployments import to_json as options_json
 from tandemn.placement.models import shape_of
 from tandemn.placement.plan import options_as_rows, plan_job, to_json
 from tandemn.placement.throughput import RooflinePredictor
 from tandemn.placement.workload import Lengths, Workload
+from tandemn.protocol.replicas import Market
 
 HOUR = 3600.0
 

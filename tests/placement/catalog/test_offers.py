@@ -4,8 +4,9 @@ from decimal import Decimal
 import pytest
 
 from tandemn.placement.catalog.gpus import gpus
-from tandemn.placement.catalog.offers import Market, aws_vcpus, money, table_offers
+from tandemn.placement.catalog.offers import aws_vcpus, money, table_offers
 from tandemn.placement.catalog.skypilot import load_offers, read_vms
+from tandemn.protocol.replicas import Market
 
 VMS = """InstanceType,AcceleratorName,AcceleratorCount,vCPUs,MemoryGiB,GpuInfo,Price,SpotPrice,Region,AvailabilityZone,Arch
 g6.xlarge,L4,1.0,4.0,16.0,,0.8048,0.31,us-east-1,us-east-1a,x86_64
