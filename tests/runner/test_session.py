@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+from aiohttp import web
 from tests.fakes.control_plane import TOKEN, ControlPlane
 
 DONE_S = 30
@@ -263,3 +264,28 @@ async def test_a_drain_finishes_what_is_held(tmp_path):
         assert plane.released == []
         assert 0 < len(plane.completed) < 20
         assert plane.goodbye.outcome == "completed"
+
+
+async def test_a_notice_of_the_cloud_ends_a_runner_that_still_loads(tmp_path):
+    async def token(request):
+        return web.Response(text="t")
+
+    async def action(request):
+        return web.Response(text='{"action": "terminate", "time": "2020-01-01T00:00:00Z"}')
+
+    metadata = web.Application()
+    metadata.router.add_put("/latest/api/token", token)
+    metadata.router.add_get("/latest/meta-data/spot/instance-action", action)
+    server = web.AppRunner(metadata)
+    await server.setup()
+    await web.TCPSite(server, "127.0.0.1", 0).start()
+    url = f"http://127.0.0.1:{server.addresses[0][1]}"
+    environment = {"TANDEMN_SPOT_NOTICES": "true", "TANDEMN_METADATA_URL": url}
+    async with (
+        ControlPlane(request_lines(50), engine_args=["--load-s", "30"]) as plane,
+        running(plane, tmp_path, **environment) as runner,
+    ):
+        assert await asyncio.wait_for(runner.wait(), DONE_S) == 0
+        assert plane.goodbye.outcome == "preempted"
+        assert plane.held == {}
+    await server.cleanup()
