@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.process.house import House
 
+from tandemn.cli.app import run
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 @contextmanager
@@ -39,3 +42,19 @@ def shared_house() -> Iterator[House]:
     """A house for all tests of a file: a control plane takes seconds to start and stop."""
     with built(TANDEMN_FLUSH_S="0.5") as house:
         yield house
+
+
+@pytest.fixture
+def here(monkeypatch, capfd) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a command in this process, against a house that is served already: a second cheaper than `House.run`."""
+
+    def call(house: House, *arguments: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(house.home)
+        monkeypatch.setenv("TANDEMN_HOME", str(house.home))
+        monkeypatch.delenv("TANDEMN_SERVER_URL", raising=False)
+        capfd.readouterr()
+        code = run(arguments)
+        said = capfd.readouterr()
+        return subprocess.CompletedProcess(arguments, code, said.out, said.err)
+
+    return call

@@ -3,15 +3,39 @@
 from __future__ import annotations
 
 import json
+import time
+import urllib.request
 from typing import TYPE_CHECKING, Any
 
 import psutil
 from redis import Redis
+from tests.process.house import PATIENCE_S
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.process.house import House
+
+
+def asked(house: House, path: str) -> Any:
+    """Ask the control plane itself: a command for each look would take a second."""
+    url = json.loads((house.home / "server.json").read_text())["url"]
+    with urllib.request.urlopen(f"{url}{path}", timeout=PATIENCE_S) as answer:
+        return json.load(answer)
+
+
+def ended(house: House, job_id: str) -> Any:
+    """Wait until the job has ended, and return its status."""
+    return until(house, job_id, lambda status: status["ended_at"] is not None)
+
+
+def until(house: House, job_id: str, condition: Any) -> Any:
+    """Wait until `condition(status)` is true, and return that status."""
+    end = time.monotonic() + PATIENCE_S
+    while not condition(status := asked(house, f"/api/jobs/{job_id}")):
+        assert time.monotonic() < end, status
+        time.sleep(0.1)
+    return status
 
 
 def redis_keys(house: House) -> list[str]:

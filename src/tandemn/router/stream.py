@@ -218,7 +218,8 @@ class Stream:
 
     def _pass(self, events: bytes) -> None:
         self.events += 1
-        self.last_data = events
+        if len(events) > MIN_EVENT_BYTES:
+            self.last_data = events
         if b"data: [DONE]" in events:
             self.is_done = True
         if self.can_resume:
@@ -342,6 +343,7 @@ class Stream:
         self._note_tokens()
         exchange.release(reusable=False)
         self.events = 2
+        self.last_data = b""
         self.clean = False
         if self.is_done:
             self._close(is_whole=False)
@@ -453,6 +455,8 @@ class Stream:
                 self._give_up(str(exc))
                 return False
         self.events += len(out)
+        if len(events) > MIN_EVENT_BYTES:
+            self.last_data = events  # as the backend told it: its own tokens only
         self.is_done = seam.progress.is_done
         self._out(b"".join(out))
         return True
