@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from tandemn.fleet.engines.engine import DEMO_MODEL, EngineName, EngineSpec
 from tandemn.fleet.engines.llamacpp import LlamaCpp
@@ -23,10 +24,13 @@ FAKE = Path(__file__).with_name("vllm_backend.py")
 class Process:
     """A child that says on its first line which port it took."""
 
+    popen: Any
+
     def __init__(self, argv: list[str], **environment: str) -> None:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("TANDEMN_")}
         self.popen = subprocess.Popen(argv, stdout=subprocess.PIPE, env={**inherited, **environment})
-        line = self.popen.stdout.readline()
+        out: Any = self.popen.stdout
+        line = out.readline()
         if not line:
             raise RuntimeError(f"{argv} ended with {self.popen.wait()}")
         self.port = json.loads(line)["port"]
@@ -39,7 +43,7 @@ class Process:
 
     def stop(self, limit_s: float = 10.0) -> int:
         self.popen.send_signal(signal.SIGTERM)
-        code = self.popen.wait(limit_s)
+        code = int(self.popen.wait(limit_s))
         self.popen.stdout.close()
         return code
 
@@ -51,7 +55,7 @@ class Process:
 def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+        return int(free.getsockname()[1])
 
 
 class Engine:
@@ -66,13 +70,13 @@ class Engine:
         )
         environment = {**os.environ, **adapter.environment(spec)}
         with (folder / "engine.log").open("ab") as log:
-            self.popen = subprocess.Popen(adapter.command(spec), env=environment, stdout=log, stderr=log)
+            self.popen: Any = subprocess.Popen(adapter.command(spec), env=environment, stdout=log, stderr=log)
         wait_for(self._answers, 60)
 
     def _answers(self) -> bool:
         assert self.popen.poll() is None, "the engine ended"
         with contextlib.suppress(OSError):
-            return ask(self.port, path="/health", method="GET")[0] == 200
+            return bool(ask(self.port, path="/health", method="GET")[0] == 200)
         return False
 
     def kill(self) -> None:
@@ -85,19 +89,29 @@ class Engine:
 
 
 class Rig:
+    front: Any
+    """Where a suite keeps its router, and below what else it shares."""
+    other: Any
+    port: int
+    ports: list[int]
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.processes: list[Process | Engine] = []
 
-    def vllm(self, *, gap_ms: float = 2.0, port: int = 0) -> Process:
+    def vllm(self, *, gap_ms: float = 2.0, port: int = 0) -> Any:
         return self._keep(Process([sys.executable, str(FAKE), "--port", str(port), "--gap-ms", str(gap_ms)]))
 
-    def engine(self, port: int | None = None) -> Engine:
+    def engine(self, port: int | None = None) -> Any:
         return self._keep(Engine(self.folder, port))
 
     def router(
-        self, *backends: dict, limits: dict | None = None, key: str = KEY, extra: tuple[str, ...] = ()
-    ) -> Process:
+        self,
+        *backends: dict[str, Any],
+        limits: dict[str, Any] | None = None,
+        key: str = KEY,
+        extra: tuple[str, ...] = (),
+    ) -> Any:
         table = self.folder / "table.json"
         if backends or not table.exists():
             table.write_text(json.dumps({"version": 1, "backends": list(backends), "limits": limits or {}}))
@@ -114,13 +128,13 @@ class Rig:
             process.end()
 
 
-def backend(name: str, url: str, market: str = "serverless", **more: object) -> dict:
+def backend(name: str, url: str, market: str = "serverless", **more: object) -> dict[str, Any]:
     return {"name": name, "market": market, "url": url, **more}
 
 
 def ask(
     port: int,
-    body: dict | None = None,
+    body: dict[str, Any] | None = None,
     *,
     path: str = "/v1/chat/completions",
     key: str = KEY,
@@ -145,8 +159,9 @@ def metrics(port: int) -> dict[str, float]:
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
 
 
-def health(port: int) -> dict:
-    return json.loads(ask(port, path="/router/health", method="GET")[2])
+def health(port: int) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(ask(port, path="/router/health", method="GET")[2])
+    return found
 
 
 def wait_for(condition, limit_s: float = 10.0):
@@ -178,7 +193,9 @@ def read_all(sock: socket.socket) -> bytes:
 class Events:
     """A stream of server-sent events, read one by one."""
 
-    def __init__(self, port: int, body: dict, *, path: str = "/v1/chat/completions", key: str = KEY) -> None:
+    def __init__(
+        self, port: int, body: dict[str, Any], *, path: str = "/v1/chat/completions", key: str = KEY
+    ) -> None:
         content = json.dumps({"stream": True, **body}).encode()
         self.sock = socket.create_connection(("127.0.0.1", port), timeout=20)
         head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Length: {len(content)}\r\n\r\n"

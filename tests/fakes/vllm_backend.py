@@ -18,11 +18,13 @@ import re
 import sys
 import time
 import zlib
+from typing import Any
 
 PIECES = {256: b"the ", 257: b"ing", 258: b"\n\n", 259: b'"\\', 260: b"data: ", 261: b" and"}
-WORDS = [*range(97, 123), 32, 32, 32, 256, 257, 258, 259, 260, 261, 0xC3, 0xF0]
+WORDS: list[int] = [*range(97, 123), 32, 32, 32, 256, 257, 258, 259, 260, 261, 0xC3, 0xF0]
 FOLLOWS = {0xC3: 0xA9, 0xF0: 0x9F, 0x9F: 0x98, 0x98: 0x80}
 EOS = 2
+BEGUN = re.compile(rb"(?:\d{1,3}|\d{3}[a-z])?$")
 COUNTED = re.compile(rb"(\d{3})[a-z] ")
 
 
@@ -33,15 +35,16 @@ def piece(token: int) -> bytes:
 def next_token(model: str, context: bytes, produced: int, min_tokens: int) -> int:
     if model == "count":
         said = list(COUNTED.finditer(context))
-        begun = re.search(rb"(\d{1,3}|\d{3}[a-z])?$", context)[0]
-        word = b"%03d%c " % (int(said[-1][1]) + 1 if said else 1, random.choice(b"abcdefghij"))
+        begun = BEGUN.findall(context)[0]
+        word: bytes = b"%03d%c " % (int(said[-1][1]) + 1 if said else 1, random.choice(b"abcdefghij"))
         return word[len(begun)]
     if context and context[-1] in FOLLOWS:
         return FOLLOWS[context[-1]]
     mark = zlib.crc32(context)
     if mark % 211 == 7 and produced >= min_tokens:
         return EOS
-    return WORDS[mark // 7 % len(WORDS)]
+    token: int = WORDS[mark // 7 % len(WORDS)]
+    return token
 
 
 class Text:
@@ -71,7 +74,7 @@ class Text:
         return new
 
 
-def prompt_of(path: str, body: dict) -> list[int]:
+def prompt_of(path: str, body: dict[str, Any]) -> list[int]:
     if path == "/v1/completions":
         prompt = body["prompt"]
         return list(prompt.encode()) if isinstance(prompt, str) else list(prompt)
@@ -91,7 +94,7 @@ def prompt_of(path: str, body: dict) -> list[int]:
 class Server:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        self.seen: list[dict] = []
+        self.seen: list[dict[str, Any]] = []
         self.active = 0
         self.cancelled = 0
 
@@ -113,7 +116,7 @@ class Server:
             writer.close()
 
     async def answer(
-        self, method: str, path: str, fields: dict, body: bytes, writer: asyncio.StreamWriter
+        self, method: str, path: str, fields: dict[str, Any], body: bytes, writer: asyncio.StreamWriter
     ) -> None:
         if path == "/health":
             self.json(writer, {})
@@ -126,12 +129,12 @@ class Server:
         else:
             self.json(writer, {"object": "error", "message": "Not Found"}, "404 Not Found")
 
-    def json(self, writer: asyncio.StreamWriter, content: dict, status: str = "200 OK") -> None:
+    def json(self, writer: asyncio.StreamWriter, content: dict[str, Any], status: str = "200 OK") -> None:
         text = json.dumps(content).encode()
         writer.write(f"HTTP/1.1 {status}\r\nserver: uvicorn\r\ncontent-length: {len(text)}\r\n".encode())
         writer.write(b"content-type: application/json\r\n\r\n" + text)
 
-    async def complete(self, path: str, body: dict, writer: asyncio.StreamWriter) -> None:
+    async def complete(self, path: str, body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
         is_chat = path != "/v1/completions"
         prompt = prompt_of(path, body)
         room = self.options.max_model_len - len(prompt)
@@ -174,7 +177,7 @@ class Server:
             self.active -= 1
 
     @staticmethod
-    def usage(prompt: int, completion: int) -> dict:
+    def usage(prompt: int, completion: int) -> dict[str, Any]:
         return {"prompt_tokens": prompt, "total_tokens": prompt + completion, "completion_tokens": completion}
 
     async def stream(self, body, base, prompt, limit, text, writer, *, is_chat) -> None:
@@ -184,7 +187,7 @@ class Server:
         )
         writer.write(b"transfer-encoding: chunked\r\n\r\n")
 
-        def send(event: dict | str) -> None:
+        def send(event: dict[str, Any] | str) -> None:
             told = (
                 event
                 if isinstance(event, str)

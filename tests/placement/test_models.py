@@ -177,6 +177,8 @@ def gguf_bytes(keys):
         out += string(key)
         if isinstance(value, str):
             out += struct.pack("<I", 8) + string(value)
+        elif isinstance(value, tuple):
+            out += struct.pack(f"<IIQ{len(value)}I", 9, 4, len(value), *value)
         elif isinstance(value, list):
             out += struct.pack("<IIQ", 9, 8, len(value)) + b"".join(string(v) for v in value)
         else:
@@ -203,6 +205,12 @@ def test_gguf_header(tmp_path):
     shape = shape_of(str(file))
     assert (shape.layers, shape.hidden, shape.kv_heads, shape.vocab) == (2, 128, 2, 3)
     assert shape.weight_bytes() == file.stat().st_size
+
+
+def test_gguf_with_a_figure_per_layer(tmp_path):
+    file = tmp_path / "m.gguf"
+    file.write_bytes(gguf_bytes(GGUF | {"llama.attention.head_count_kv": (0, 4)}))
+    assert shape_of(str(file)).kv_heads == 4
 
 
 @pytest.mark.parametrize("cut", [0, 3, 10, 40, 90])

@@ -18,16 +18,16 @@ def aws(monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
         monkeypatch.setenv(name, "testing")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")  # reading them takes seconds
     with mock_aws():
         yield boto3.session.Session()
 
 
 def launch(session, instance_type, region="us-east-1", *, spot=False):
     client = session.client("ec2", region_name=region)
-    image = client.describe_images()["Images"][0]["ImageId"]
     options = {"InstanceMarketOptions": {"MarketType": "spot"}} if spot else {}
     client.run_instances(
-        ImageId=image,
+        ImageId="ami-12345678",
         MinCount=1,
         MaxCount=1,
         InstanceType=instance_type,

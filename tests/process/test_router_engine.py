@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from tests.fakes.router_rig import Events, Rig, ask, backend, free_port, health, metrics, text_of, wait_for
@@ -10,14 +11,14 @@ from tests.fakes.router_rig import Events, Rig, ask, backend, free_port, health,
 #: Long enough that most of it is still to come when the engine is killed.
 LENGTH = 1200
 
-ASKED = {
+ASKED: dict[str, Any] = {
     "model": "demo/tiny",
     "temperature": 0,
     "max_tokens": LENGTH,
     "logit_bias": [[2, False]],
     "ignore_eos": True,
 }
-CASES = {
+CASES: dict[str, Any] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "tell me more"}]},
     "/v1/completions": {"prompt": "tell me more"},
 }

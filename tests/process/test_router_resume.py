@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from typing import Any
 
 import pytest
 from tests.fakes.router_rig import (
@@ -52,13 +53,13 @@ def use_all(rig):
     return health(rig.front.port)["backends"]
 
 
-CHAT = {
+CHAT: dict[str, Any] = {
     "model": "tiny",
     "messages": [{"role": "user", "content": "tell me"}],
     "temperature": 0,
     "min_tokens": 120,
 }
-TEXT = {"model": "tiny", "prompt": "tell me", "temperature": 0, "min_tokens": 120}
+TEXT: dict[str, Any] = {"model": "tiny", "prompt": "tell me", "temperature": 0, "min_tokens": 120}
 
 
 def unbroken(process, path, body):
@@ -134,7 +135,7 @@ def test_stop_strings_hold_text_back_and_nothing_is_lost(rig, backends, path):
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("stop", [None, ["impossible stop"]])
 def test_a_sampled_answer_repeats_and_loses_nothing_at_the_seam(rig, backends, path, stop):
-    body = {"model": "count", "max_tokens": 200, "temperature": 1.0, "stop": stop}
+    body: dict[str, Any] = {"model": "count", "max_tokens": 200, "temperature": 1.0, "stop": stop}
     body |= {"messages": [{"role": "user", "content": "!"}]} if "chat" in path else {"prompt": "!"}
     seen = read_killing(backends[0], rig, path, body, 40)
     text = "".join(map(text_of, seen))
@@ -160,7 +161,7 @@ def test_ids_stay_where_the_client_asked_for_them(rig, backends):
     assert ids == want
 
 
-NOT_RESUMABLE = {
+NOT_RESUMABLE: dict[str, Any] = {
     "tools": {"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]},
     "several choices": {"n": 2},
     "logprobs": {"logprobs": True},

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING
+
+from tandemn.protocol.replicas import Market
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,17 +26,12 @@ TRIP_EVERY_S = 2 * 3600.0
 AHEAD_SHARE = 0.1
 
 
-class PaceMarket(StrEnum):
-    SPOT = "spot"
-    ON_DEMAND = "on-demand"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PacedReplica:
     """A replica that this job's pace may count on."""
 
     replica_id: str
-    market: PaceMarket
+    market: Market
     zone: str | None = None
     warm_s: float = 0.0
     """Seconds until it works; 0: it does."""
@@ -70,7 +66,7 @@ class Pace:
 class Launch:
     """A replica to start; `instead_of` is drained once it works (in a simulation: at once)."""
 
-    market: PaceMarket
+    market: Market
     zone: str | None = None
     instead_of: str | None = None
 
@@ -103,7 +99,7 @@ def decide(pace: Pace) -> PaceDecision:
 
 def _value(replica: PacedReplica) -> tuple[bool, bool, float]:
     """Order of release: on-demand before spot, what does not work yet first, the dearest first."""
-    return (replica.market is PaceMarket.SPOT, replica.warm_s <= 0, -replica.usd_per_hour)
+    return (replica.market is Market.SPOT, replica.warm_s <= 0, -replica.usd_per_hour)
 
 
 def _slack(pace: Pace, replicas: int) -> float:
@@ -145,11 +141,11 @@ def _moves(pace: Pace, slack: float) -> list[Launch]:
     moves = []
     zones = list(pace.open_zones) if pace.spot_allowed else []
     for replica in pace.replicas:
-        if replica.market is PaceMarket.SPOT and slack - replica.warm_s < pace.changeover_s:
-            moves.append(Launch(market=PaceMarket.ON_DEMAND, instead_of=replica.replica_id))
-        elif replica.market is PaceMarket.ON_DEMAND and zones and slack >= 2 * pace.changeover_s:
+        if replica.market is Market.SPOT and slack - replica.warm_s < pace.changeover_s:
+            moves.append(Launch(market=Market.ON_DEMAND, instead_of=replica.replica_id))
+        elif replica.market is Market.ON_DEMAND and zones and slack >= 2 * pace.changeover_s:
             # Back to on-demand costs a second changeover should spot be lost while it starts.
-            moves.append(Launch(market=PaceMarket.SPOT, zone=zones[0], instead_of=replica.replica_id))
+            moves.append(Launch(market=Market.SPOT, zone=zones[0], instead_of=replica.replica_id))
     return moves
 
 
@@ -160,19 +156,19 @@ def _missing(pace: Pace, wanted: int, slack: float) -> list[Launch]:
     if pace.spot_allowed and pace.open_zones and slack >= 2 * pace.changeover_s:
         # Spread over zones: they are lost together less often.
         zones = [pace.open_zones[i % len(pace.open_zones)] for i in range(count)]
-        return [Launch(market=PaceMarket.SPOT, zone=zone) for zone in zones]
+        return [Launch(market=Market.SPOT, zone=zone) for zone in zones]
     if pace.spot_allowed and slack - pace.interval_s >= _reserve(pace, wanted):
         return []
-    return [Launch(market=PaceMarket.ON_DEMAND) for _ in range(count)]
+    return [Launch(market=Market.ON_DEMAND) for _ in range(count)]
 
 
 def _reason(pace: Pace, wanted: int, slack: float, launches: Sequence[Launch]) -> str:
     minutes = f"{slack / 60:.0f} minutes of slack"
     if slack < 0:
         return f"{wanted} replicas, {-slack / 60:.0f} minutes late at the measured rate"
-    if any(launch.instead_of and launch.market is PaceMarket.SPOT for launch in launches):
+    if any(launch.instead_of and launch.market is Market.SPOT for launch in launches):
         return f"spot is back: on-demand is swapped for it ({minutes})"
-    if any(launch.market is PaceMarket.ON_DEMAND for launch in launches):
+    if any(launch.market is Market.ON_DEMAND for launch in launches):
         return f"on-demand, to be in time ({minutes})"
     if launches:
         return f"{len(launches)} on spot ({minutes})"

@@ -106,7 +106,7 @@ def deploy(
         tandemn deploy demo/tiny s3://bucket/requests.jsonl --slo 4 --json
         tandemn deploy demo/tiny requests.jsonl --slo 4h -- --n-gpu-layers 0
     """
-    del yes  # nothing that this version launches has a price, so that nothing is asked
+    del yes  # this version launches on this machine only, so that nothing is asked
     model, source = split_names(names or [], model)
     spec = options.checked(
         JobSpec,

@@ -9,9 +9,9 @@ import typer
 
 from tandemn.cli import options
 from tandemn.cli.output import emit, note, say
-from tandemn.placement.catalog.offers import Market
 from tandemn.placement.catalog.skypilot import load_offers
 from tandemn.placement.gpu_table import GpuRow, show_gpus, to_json
+from tandemn.protocol.replicas import Market
 
 app = typer.Typer(rich_markup_mode=None)
 

@@ -23,7 +23,6 @@ import uvicorn
 from tandemn import __version__
 from tandemn.control.app import create_app, keep_going, open_services
 from tandemn.control.embedded_redis import EmbeddedRedis
-from tandemn.control.store import replicas
 from tandemn.errors import Broken, InvalidInput
 from tandemn.fleet.reconcile import Presence
 from tandemn.settings import EMBEDDED_PORT
@@ -191,17 +190,14 @@ async def _announce(home: Path, url: str, server: uvicorn.Server) -> None:
 async def _end_replicas(services: Services) -> None:
     """Give every local replica notice, wait for them, then use force."""
     launcher = services.launchers["local"]
-    records = await services.database.run(replicas.live)
-    mine = [each for each in records if each.launcher == launcher.name]
-    found = [each.handle or await asyncio.to_thread(launcher.find, each.replica_id) for each in mine]
-    handles = [handle for handle in found if handle is not None]
+    handles = await asyncio.to_thread(launcher.living)
     for handle in handles:
         await asyncio.to_thread(launcher.stop, handle)
     end = asyncio.get_running_loop().time() + REPLICAS_S
     while asyncio.get_running_loop().time() < end:
         seen = await asyncio.to_thread(launcher.observe, handles)
         if Presence.THERE not in seen:
-            break
+            return
         await asyncio.sleep(0.1)
     for handle in handles:
         with suppress(OSError):

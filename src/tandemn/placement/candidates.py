@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tandemn.placement.catalog.gpus import gpus
-from tandemn.placement.catalog.offers import Market, Offer
 from tandemn.placement.memory import check_fit
 from tandemn.placement.quota import quota_family
 from tandemn.placement.roofline import Case
+from tandemn.protocol.replicas import Market
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from decimal import Decimal
 
+    from tandemn.placement.catalog.offers import Offer
     from tandemn.placement.models import ModelShape
     from tandemn.placement.throughput import Prediction, Predictor
     from tandemn.placement.workload import Workload
@@ -82,6 +83,15 @@ class Candidate:
         """Cost of work alone, start-up not counted."""
         rate = self.prediction.requests_per_s * BUSY * self.replicas * self.paid_share
         return float(self.usd_per_hour) / 3600 / rate
+
+    @property
+    def request_s(self) -> float:
+        """Seconds that one request takes in a full batch: no job is done sooner, however many replicas it has."""
+        return self.prediction.batch / self.prediction.requests_per_s
+
+    @property
+    def slow_request_s(self) -> float:
+        return self.request_s * self.requests_per_s / self.slow_requests_per_s
 
     @property
     def usd_to_start(self) -> float:

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 from tandemn.errors import Infeasible
 from tandemn.placement.candidates import TP_SIZES
 from tandemn.placement.catalog.gpus import gpu_named, gpus
-from tandemn.placement.catalog.offers import Market, Offer
 from tandemn.placement.memory import check_fit
 from tandemn.placement.remedy import smallest_layout
 from tandemn.placement.roofline import Case
+from tandemn.protocol.replicas import Market
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from tandemn.placement.catalog.offers import Offer
     from tandemn.placement.models import ModelShape
     from tandemn.placement.throughput import Predictor
 

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from tandemn.errors import InvalidInput
 from tandemn.placement.catalog.gpus import gpu_named, gpus
-from tandemn.placement.catalog.offers import Market, Offer
+from tandemn.protocol.replicas import Market
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from tandemn.placement.catalog.offers import Offer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -232,6 +232,8 @@ class _Config:
     def number(self, *keys: str, default: int | None = None) -> int:
         for key in keys:
             value = self.raw.get(key)
+            if isinstance(value, tuple) and value:
+                value = max(value)  # a figure per layer: plan for the largest
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 if not 0 <= value < 1e12:
                     raise InvalidInput(

@@ -49,7 +49,7 @@ class Part:
         """Seconds until its share is done, start-up included."""
         c = self.candidate
         rate = c.slow_requests_per_s if slow else c.requests_per_s
-        return c.start_s + self.requests / (self.units * rate)
+        return c.start_s + max(self.requests / (self.units * rate), c.slow_request_s if slow else c.request_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +163,9 @@ def _checked(wish: Wish) -> Wish:
     for name, value in (("tp", wish.tp), ("pp", wish.pp), ("replicas", wish.replicas)):
         if value is not None and value < 1:
             raise InvalidInput(f"--{name} {value} is not a positive number", param=name)
-    return wish if wish.gpu is None else replace(wish, gpu=gpu_named(wish.gpu).name)
+    if wish.gpu is None or wish.gpu == "auto":
+        return replace(wish, gpu=None)
+    return replace(wish, gpu=gpu_named(wish.gpu).name)
 
 
 def _options(
@@ -193,7 +195,7 @@ def _allowed(candidate: Candidate, quota: Mapping[QuotaKey, int]) -> int | None:
 def _single(
     candidate: Candidate, workload: Workload, deadline_s: float, allowed: int | None
 ) -> Option | None:
-    capacity = candidate.slow_requests_per_s * (deadline_s - candidate.start_s)
+    capacity = unit_of(candidate, deadline_s).capacity
     wanted = math.ceil(workload.requests / capacity - 1e-9) if capacity > 0 else 1
     units = max(wanted if allowed is None else min(wanted, allowed), 1)
     if allowed == 0:
@@ -280,6 +282,8 @@ def _late(option: Option) -> Rejected:
     reason = f"{part.units} x {offer.instance_type}, all that quota allows, may finish {late:.1f} h late"
     if part.candidate.start_s >= option.deadline_s:
         reason = f"it takes {part.candidate.start_s / 60:.0f} minutes to start"
+    elif part.candidate.start_s + part.candidate.slow_request_s > option.deadline_s:
+        reason = f"one request may take {part.candidate.slow_request_s / 60:.0f} minutes after the start"
     return Rejected(what=f"{part.candidate.label} {offer.market} {offer.place}", reason=reason, gpu=offer.gpu)
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tandemn.errors import MissingDependency, NotAllowed, Retryable
-from tandemn.placement.catalog.offers import Market, aws_quota_family, aws_vcpus
+from tandemn.placement.catalog.offers import aws_quota_family, aws_vcpus
+from tandemn.protocol.replicas import Market
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

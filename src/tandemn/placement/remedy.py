@@ -103,7 +103,7 @@ def _nearest_quota(
     best: tuple[int, QuotaKey, int] | None = None
     for candidate in candidates:
         key = candidate.quota_key
-        capacity = candidate.slow_requests_per_s * (deadline_s - candidate.start_s)
+        capacity = unit_of(candidate, deadline_s).capacity
         if key is None or key not in quota or capacity <= 0:
             continue
         needed = math.ceil(workload.requests / capacity) * candidate.vcpus

@@ -62,10 +62,11 @@ class Solution:
 
 def unit_of(candidate: Candidate, deadline_s: float) -> Unit:
     """A candidate's figures under a deadline, seconds from now."""
+    working_s = deadline_s - candidate.start_s
     return Unit(
         usd_per_request=candidate.usd_per_request,
         usd_to_start=candidate.usd_to_start,
-        capacity=max(candidate.slow_requests_per_s * (deadline_s - candidate.start_s), 0.0),
+        capacity=candidate.slow_requests_per_s * working_s if working_s >= candidate.slow_request_s else 0.0,
         vcpus=candidate.vcpus,
         quota=candidate.quota_key,
     )

@@ -77,6 +77,8 @@ class RooflinePredictor:
         variance = seen
         if model not in self._constants.models:
             variance += max(spread["model"] ** 2 - seen, 0.0)
+        # A model that strays far from the physics casts doubt on its measurements as much as on the physics.
+        variance += (self._constants.models.get(model, 0.0) / 2) ** 2
         if case.gpu.name not in self._constants.compute:
             variance += max(spread["gpu"] ** 2, seen)
         return float(np.sqrt(variance))

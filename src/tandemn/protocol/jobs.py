@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tandemn.protocol.cost import CostView, FigureView
 from tandemn.protocol.replicas import Market, ReplicaState
 
 Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
@@ -166,6 +167,8 @@ class JobStatus(BaseModel):
     ended_at: float | None = None
     cost_usd: Decimal | None = None
     """None: unknown."""
+    cost: CostView | None = None
+    """How `cost_usd` comes about."""
     output_file_id: str | None = None
     error_file_id: str | None = None
     errors: list[LineErrorView] = []
@@ -203,6 +206,31 @@ class JobList(BaseModel):
     jobs: list[JobSummary]
     next_after: str | None = None
     """Pass as `after` for the next page."""
+
+
+class JobCostRow(BaseModel):
+    """One row of `tandemn cost`."""
+
+    job_id: str
+    state: JobState
+    model: str
+    created_at: float
+    cost: CostView
+
+
+class CostReport(BaseModel):
+    """`tandemn cost --json`."""
+
+    jobs: list[JobCostRow]
+    """The newest."""
+    jobs_total: int
+    """How many there are, shown or not."""
+    total: FigureView
+    """Over all of them."""
+    usd_per_hour: Decimal | None
+    """At this moment, over all; None: something that runs has no known price."""
+    left_out: list[str] = []
+    """What no figure here contains."""
 
 
 class AddRequest(_Strict):

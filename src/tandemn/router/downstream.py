@@ -22,10 +22,6 @@ if TYPE_CHECKING:
 MAX_PIPELINED: Final = 32
 
 
-#: Heads that were parsed already; clients repeat theirs, but for Content-Length. Bounds the memory: about 2 KB each.
-MAX_KNOWN_HEADS: Final = 4096
-
-
 class Incoming:
     """A request whose body is still coming, or that waits for its turn."""
 
@@ -90,11 +86,11 @@ class Client(asyncio.Protocol):
             end = data.find(b"\r\n\r\n") + 4
             head = data[:end]
             known = self.router.known_heads.get(head)
-            if known is not None and len(data) - end == (known.content_length or 0):
+            is_whole = known is not None and len(data) - end == (known.content_length or 0)
+            if known is not None and is_whole and self.exchange is None and not self.waiting:
                 # The same bytes as a head that was parsed before, and the whole body with it.
-                if self.exchange is None and not self.waiting:
-                    self._start(known, data[end:])
-                    return
+                self._start(known, data[end:])
+                return
             self._parse(data)
             self._remember(head, len(data) - end)
         else:
@@ -114,13 +110,13 @@ class Client(asyncio.Protocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self._refuse(501, "upgrades and CONNECT are not supported", "not_implemented")
+            assert self.refusal, "refused when its head was complete"
         except httptools.HttpParserError as exc:
             self._refuse(400, f"not a valid HTTP request: {exc}", "bad_request")
 
     def _remember(self, head: bytes, body_bytes: int) -> None:
         """Keep a head that was just parsed, if it is of the plain kind that comes again."""
-        exchange, known_heads = self.exchange, self.router.known_heads
+        exchange = self.exchange
         if exchange is None or self.incoming is not None or self.waiting or self.refusal:
             return
         request = exchange.request
@@ -128,9 +124,7 @@ class Client(asyncio.Protocol):
             request.version == "1.1" and request.keep_alive and not request.is_chunked and not request.is_own
         )
         if is_plain and not request.expects_continue and (request.content_length or 0) == body_bytes:
-            if len(known_heads) >= MAX_KNOWN_HEADS:
-                known_heads.clear()
-            known_heads[head] = request
+            self.router.remember_head(head, request)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- asyncio's signature
         self.router.clients.discard(self)
@@ -193,13 +187,23 @@ class Client(asyncio.Protocol):
         request.complete(
             parser.get_method(), parser.get_http_version(), keep_alive=parser.should_keep_alive()
         )
-        is_next = self.exchange is None and not self.waiting and not request.why_refused
-        if request.expects_continue and is_next and self.router.why_unauthorized(request) is None:
+        if parser.should_upgrade() or request.method == b"CONNECT":
+            self._refuse(501, "upgrades and CONNECT are not supported", "not_implemented")
+        elif request.why_refused:
+            self._refuse(400, f"ambiguous framing: {request.why_refused}", "bad_request")
+        elif request.expects_continue and self._may_send(request):
             self.write(CONTINUE)
+
+    def _may_send(self, request: Request) -> bool:
+        """Whether the body of a request that has just announced itself is wanted, and now."""
+        is_next = self.exchange is None and not self.waiting
+        return is_next and self.router.why_unauthorized(request) is None
 
     def on_body(self, piece: bytes) -> None:
         incoming = self.incoming
         assert incoming is not None
+        if self.refusal:
+            return
         exchange = self.exchange
         if exchange is not None and exchange.incoming is incoming:
             exchange.more_body(piece)
@@ -219,6 +223,8 @@ class Client(asyncio.Protocol):
         self.incoming = None
         self.head_bytes = 0
         exchange = self.exchange
+        if self.refusal:
+            return
         if exchange is None and not self.waiting:
             self._start_incoming(incoming)
         elif exchange is not None and exchange.incoming is incoming:
@@ -234,12 +240,7 @@ class Client(asyncio.Protocol):
 
     def wants_close(self, request: Request) -> bool:
         """Whether the connection should end with this request's answer."""
-        return (
-            not request.keep_alive
-            or request.version != "1.1"
-            or self.router.is_stopping
-            or bool(self.refusal)
-        )
+        return not request.keep_alive or request.version != "1.1" or self.router.is_stopping
 
     def _start_incoming(self, incoming: Incoming) -> None:
         body = incoming.body
@@ -248,10 +249,7 @@ class Client(asyncio.Protocol):
     def _start(self, request: Request, body: bytes, incoming: Incoming | None = None) -> None:
         router = self.router
         exchange = self.exchange = Exchange(router, self, request, body, incoming)
-        if request.why_refused:
-            self.exchange = None
-            self._refuse(400, f"ambiguous framing: {request.why_refused}", "bad_request")
-        elif request.is_own:
+        if request.is_own:
             self._answer_own(exchange, *router.own_endpoint(request, body))
         elif (refused := router.why_unauthorized(request)) is not None:
             router.meter.reject("unauthorized")
@@ -298,9 +296,15 @@ class Client(asyncio.Protocol):
 
     def _refuse(self, status: int, message: str, code: str) -> None:
         """Say that the connection's bytes cannot be read any further, after the answers under way."""
+        if self.refusal:
+            return
         self.router.meter.reject(code)
         body = wire.error_body(message, kind="invalid_request_error", code=code)
         self.refusal = wire.answer(status, body, close=True)
+        flowing = self.exchange.incoming if self.exchange is not None else None
+        if flowing is not None and not flowing.is_complete:
+            self.transport.abort()  # its backend waits for a body that cannot be read
+            return
         if self.exchange is None and not self.waiting and not self.transport.is_closing():
             self.write(self.refusal)
             self.transport.close()

@@ -21,9 +21,9 @@ from tandemn.router.wire import (
     AnswerHead,
     Request,
     answer,
+    answer_head,
     error_body,
     find_usage,
-    answer_head,
     rewrite_head,
 )
 

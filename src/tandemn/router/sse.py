@@ -69,7 +69,7 @@ class ChunkDecoder:
                 break
             at = moved
         if self.is_ended:
-            self.rest = piece[at:]
+            self.rest += piece[at:]
         return out[0] if len(out) == 1 else b"".join(out)
 
     def _after_data(self, piece: bytes, at: int) -> int:

@@ -163,15 +163,16 @@ class Stream:
         self._feed_slowly(data, now)
 
     def _hide(self, data: bytes, at: int) -> bytes:
-        """The chunk without token ids."""
+        """The chunk without token ids; its content begins at `at`."""
         start = data.rfind(_IDS_MARK)
         if start < 0:
             return data
-        stop = data.find(b"]", start)
-        content = data[at : start + 12] + b"null" + data[stop + 1 : -2]
-        if _IDS_MARK in content:
-            content = _IDS.sub(_HIDDEN, content)
-        return b"%x\r\n%b\r\n" % (len(content), content)
+        if data.find(_IDS_MARK, at, start) >= 0:
+            return as_chunk(_IDS.sub(_HIDDEN, data[at:-2]))
+        stop = data.find(b"]", start) + 1
+        # What replaces the list is `null`; the size line counts the content without the chunk's own CRLF.
+        size = start + 14 - at + len(data) - stop
+        return b"%x\r\n%bnull%b" % (size, data[at : start + 12], data[stop:])
 
     # --- the slow way -----------------------------------------------------------------------------------
 
@@ -218,7 +219,8 @@ class Stream:
 
     def _pass(self, events: bytes) -> None:
         self.events += 1
-        self.last_data = events
+        if len(events) > MIN_EVENT_BYTES:
+            self.last_data = events
         if b"data: [DONE]" in events:
             self.is_done = True
         if self.can_resume:
@@ -342,6 +344,7 @@ class Stream:
         self._note_tokens()
         exchange.release(reusable=False)
         self.events = 2
+        self.last_data = b""
         self.clean = False
         if self.is_done:
             self._close(is_whole=False)
@@ -453,6 +456,8 @@ class Stream:
                 self._give_up(str(exc))
                 return False
         self.events += len(out)
+        if len(events) > MIN_EVENT_BYTES:
+            self.last_data = events  # as the backend told it: its own tokens only
         self.is_done = seam.progress.is_done
         self._out(b"".join(out))
         return True

@@ -84,7 +84,7 @@ class Intake:
                 await self._take_over(chunk, part)
             except InvalidInput as exc:
                 _log.warning("part not read", chunk=chunk.number, part=part.name, error=exc.message)
-        chunk.reused = chunk.spool.count
+        chunk.took_over()
         # Earlier holders' parts stay stored: only what is appended from here on is ours to store.
         chunk.spool.stored = chunk.spool.size
 

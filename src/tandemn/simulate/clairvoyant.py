@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from tandemn.simulate.run import Job
@@ -24,35 +26,39 @@ if TYPE_CHECKING:
 FINE_WORK_TICKS = 150
 
 
-def least_usd(traces: Traces, start: int, job: Job) -> float:
-    """The bound for a job that starts at tick `start`; infinite where no schedule is in time."""
+def least_usd(traces: Traces, starts: Sequence[int], job: Job) -> Costs:
+    """The bound for a job that starts at each of these ticks; infinite where no schedule is in time."""
     parts = 3 if job.work < FINE_WORK_TICKS * traces.tick_s else 1
     tick = traces.tick_s / parts
     work, ticks = int(job.work // tick), math.ceil(job.whole / tick)
     warm = int(job.changeover // tick)
-    spot, dear = job.spot_usd * tick / 3600, job.on_demand_usd * tick / 3600
-    zones = traces.available[:, start : start + -(-ticks // parts)].repeat(parts, axis=1)
-    never = np.full(work + 1, np.inf)
-    never[0] = 0.0
-    # cost[m][r][w]: least cost from here, in mode m with r ticks of start-up left and w of work; the last mode is
-    # on-demand. `rest` is the best from nothing rented, which is open to every mode.
-    count = len(zones) + 1
-    cost = np.tile(never, (count, warm + 1, 1))
-    rest = never
+    closed = _closed(traces, starts, -(-ticks // parts))
+    modes = closed.shape[1]
+    price = np.full((modes, 1, 1), job.spot_usd * tick / 3600)
+    price[-1] = job.on_demand_usd * tick / 3600
+    # cost[s][m][r][w]: least cost from here for start s, in mode m with r ticks of start-up left and w of work; the
+    # last mode is on-demand. `rest` is the best from nothing rented, which is open to every mode.
+    cost = np.full((len(starts), modes, warm + 1, work + 1), np.inf)
+    cost[..., 0] = 0.0
+    rest = cost[:, 0, 0].copy()
+    stay = cost.copy()
     for t in range(ticks - 1, -1, -1):
-        is_open = np.append(zones[:, t], True) if t < zones.shape[1] else _only_on_demand(count)
-        stay = np.full_like(cost, np.inf)
-        price = np.full(int(is_open.sum()), spot)
-        price[-1] = dear
-        stay[is_open, 1:] = price[:, None, None] + cost[is_open, :-1]
-        stay[is_open, 0, 1:] = price[:, None] + cost[is_open, 0, :-1]
-        stay[:, :, 0] = 0.0
-        rest = np.minimum(rest, stay[:, warm].min(axis=0))
-        cost = np.minimum(stay, rest)
-    return float(rest[work])
+        stay[:, :, 1:] = cost[:, :, :-1]
+        stay[:, :, 0, 1:] = cost[:, :, 0, :-1]
+        stay += price
+        stay += closed[:, :, t // parts, None, None]
+        stay[..., 0] = 0.0
+        np.minimum(rest, stay[:, :, warm].min(axis=1), out=rest)
+        np.minimum(stay, rest[:, None, None], out=cost)
+    result: Costs = rest[:, work]
+    return result
 
 
-def _only_on_demand(count: int) -> NDArray[np.bool_]:
-    is_open = np.zeros(count, dtype=bool)
-    is_open[-1] = True
-    return is_open
+def _closed(traces: Traces, starts: Sequence[int], ticks: int) -> Costs:
+    """Starts x modes x ticks: 0 where the mode can run, infinite where it cannot. Past its end a trace has no spot."""
+    closed = np.full((len(starts), len(traces.zones) + 1, ticks), np.inf)
+    closed[:, -1] = 0.0
+    for row, start in enumerate(starts):
+        there = traces.available[:, start : start + ticks]
+        closed[row, :-1, : there.shape[1]][there] = 0.0
+    return closed

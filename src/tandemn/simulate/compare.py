@@ -104,7 +104,7 @@ def _row(name: str, traces: Traces, job: Job, starts: int) -> Row | None:
         tandemn_usd=mean["tandemn"],
         greedy_usd=mean["greedy"],
         uniform_usd=mean["uniform"],
-        clairvoyant_usd=float(np.mean([least_usd(traces, begin, job) for begin in begins])),
+        clairvoyant_usd=float(least_usd(traces, begins, job).mean()),
         on_demand_usd=(job.work + job.changeover) / 3600 * job.on_demand_usd,
         tandemn_missed=missed["tandemn"],
         greedy_missed=missed["greedy"],

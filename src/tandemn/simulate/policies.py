@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from tandemn.batch.pacing import Pace, PacedReplica, PaceMarket, decide
+from tandemn.batch.pacing import Pace, PacedReplica, decide
+from tandemn.protocol.replicas import Market
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,7 +49,7 @@ class Pacing:
     def choose(self, view: View) -> Place:
         replicas = []
         if view.place is not None:
-            market = PaceMarket.ON_DEMAND if view.place == ON_DEMAND else PaceMarket.SPOT
+            market = Market.ON_DEMAND if view.place == ON_DEMAND else Market.SPOT
             replicas = [PacedReplica(replica_id="worker", market=market, warm_s=view.warm)]
         decision = decide(
             Pace(

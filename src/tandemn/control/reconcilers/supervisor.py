@@ -25,6 +25,8 @@ _log = structlog.get_logger()
 TICK_S = 1.0
 #: Failed steps of one job in a row, a tick apart, before the job is ended as failed.
 FAILED_STEPS = 30
+#: How long steps under way may go on when the control plane is to end.
+HALT_S = 3.0
 #: Jobs whose steps run at a time.
 PARALLEL = 16
 #: How often a computing job's queue is compared with its chunk table.
@@ -42,12 +44,23 @@ class Supervisor:
         self._failures: dict[str, int] = {}
         self._room = asyncio.Semaphore(PARALLEL)
         self._audited: dict[str, float] = {}
+        self._is_halted = False
         self.failed_steps = 0
 
+    async def halt(self) -> None:
+        """Begin no step any more, and return when none is under way: from now on nothing is launched."""
+        self._is_halted = True
+        if self._steps:
+            # A launch is over in a moment; what takes longer (assembling) is repeated by the next server.
+            await asyncio.wait(list(self._steps.values()), timeout=HALT_S)
+        for task in list(self._steps.values()):
+            task.cancel()
+        await asyncio.gather(*self._steps.values(), return_exceptions=True)
+
     async def run(self) -> None:
-        """Go on until cancelled; then the steps under way are cancelled, too."""
+        """Go on until cancelled or halted; then the steps under way are cancelled, too."""
         try:
-            while True:
+            while not self._is_halted:
                 try:
                     await self._round()
                 except TandemnError as exc:
@@ -60,7 +73,7 @@ class Supervisor:
 
     async def _round(self) -> None:
         for job_id in await self._services.database.run(_busy_jobs):
-            if job_id not in self._steps:
+            if job_id not in self._steps and not self._is_halted:
                 task = asyncio.create_task(self._step(job_id), name=f"step of {job_id}")
                 self._steps[job_id] = task
                 task.add_done_callback(partial(self._forget, job_id))

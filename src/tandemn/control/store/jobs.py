@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, and_, or_, select, update
+from sqlalchemy import Connection, and_, func, or_, select, update
 
 from tandemn.control.store import events
 from tandemn.control.store.records import JobRecord, job_record
@@ -111,6 +111,11 @@ def page(
         )
     query = query.order_by(jobs.c.created_at.desc(), jobs.c.job_id.desc()).limit(limit + 1)
     return [job_record(row) for row in connection.execute(query)]
+
+
+def count(connection: Connection) -> int:
+    """Return how many jobs there are."""
+    return connection.execute(select(func.count()).select_from(jobs)).scalar_one()
 
 
 def active(connection: Connection) -> list[JobRecord]:

@@ -10,22 +10,16 @@ import csv
 import tomllib
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from enum import StrEnum
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING
 
 from tandemn.errors import NotFound
 from tandemn.placement.catalog.gpus import gpu_named
+from tandemn.protocol.replicas import Market
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-
-class Market(StrEnum):
-    SPOT = "spot"
-    ON_DEMAND = "on-demand"
-    SERVERLESS = "serverless"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,6 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from tandemn.placement.catalog.offers import (
-    Market,
     Offer,
     aws_quota_family,
     gpu_or_none,
@@ -17,6 +16,7 @@ from tandemn.placement.catalog.offers import (
     serverless_offers,
     table_offers,
 )
+from tandemn.protocol.replicas import Market
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
