@@ -93,8 +93,12 @@ def test_every_dependency_is_documented_and_no_other():
 
     rows = re.findall(r"^\| ([a-z][\w-]*) \| ", needed, flags=re.MULTILINE)
     assert [row for row in rows if row != "dependency"] == sorted(names(project["dependencies"]))
-    rows = re.findall(r"^\| ([a-z][\w-]*) \| ([^|]+) \|", optional, flags=re.MULTILINE)
-    extras = {extra: brings.strip().split(", ") for extra, brings in rows if extra != "extra"}
+    rows = re.findall(r"^\| ([a-z][\w-]*) \|([^|]+)\|", optional, flags=re.MULTILINE)
+    extras = {
+        extra: [each for each in brings.strip().split(", ") if each]
+        for extra, brings in rows
+        if extra != "extra"
+    }
     assert extras == {
         extra: names(requirements) for extra, requirements in project["optional-dependencies"].items()
     }
