@@ -82,14 +82,12 @@ def test_jobs_on_s3(house, here, s3_server, s3_url, inputs, caplog):
     parts = f"jobs/{cancelled}/parts/"
     house.wait_for(lambda: any(name.startswith(parts) for name in names_in(s3_url)))
     assert here(house, "cancel", cancelled, "--wait").returncode == 0
-    files = {}
     for job_id, prefix in ((uploaded, "r"), (in_place, "p")):
         status = traces.ended(house, job_id)
         assert status["state"] == "completed", status
         assert here(house, "download", job_id, "-o", f"{job_id}.jsonl").returncode == 0
         answers = read_lines(house.home / f"{job_id}.jsonl")
         assert [answer["custom_id"] for answer in answers] == [f"{prefix}{i}" for i in range(COUNT)]
-        files[job_id] = [f"jobs/{job_id}/output.jsonl"]
     assert here(house, "download", cancelled, "-o", "cancelled.jsonl").returncode == 0
     kept = [line["custom_id"] for line in read_lines(house.home / "cancelled.jsonl")]
     assert kept[:4] == [f"quick{number}" for number in range(4)]
@@ -116,9 +114,9 @@ def test_jobs_on_s3(house, here, s3_server, s3_url, inputs, caplog):
     assert open_uploads(s3_server, s3_url) == 0
     # The control plane signs its own requests in a header; a signature in the query is a runner's.
     presigned = [line for line in caplog.messages if "X-Amz-Signature" in line]
-    assert any(line.startswith("127.0.0.1") and f'"PUT /{s3_url[5:]}/{parts}' in line for line in presigned)
-    assert any(f'"PUT /{s3_url[5:]}/jobs/{in_place}/chunks/' in line for line in presigned)
-    assert any(f'"GET /{inputs[5:]}/some/where.jsonl?' in line for line in presigned)
+    assert any(f"PUT /{s3_url[5:]}/{parts}" in line for line in presigned)
+    assert any(f"PUT /{s3_url[5:]}/jobs/{in_place}/chunks/" in line for line in presigned)
+    assert any(f"GET /{inputs[5:]}/some/where.jsonl?" in line for line in presigned)
     house.wait_for(lambda: not traces.runners(house), timeout=30)
     assert traces.redis_keys(house) == []
     assert traces.work(house) == []
