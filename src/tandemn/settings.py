@@ -98,3 +98,18 @@ def objects_endpoint() -> str | None:
 def python_executable() -> str:
     """The interpreter that child processes run on: this one."""
     return sys.executable
+
+
+def runpod_api_key() -> SecretStr | None:
+    """The key of RunPod, under the name that RunPod gives it."""
+    return _secret("RUNPOD_API_KEY")
+
+
+def hf_token() -> SecretStr | None:
+    """The token for gated models, under the name that the hub gives it."""
+    return _secret("HF_TOKEN")
+
+
+def _secret(name: str) -> SecretStr | None:
+    value = os.environ.get(name, "").strip()
+    return SecretStr(value) if value else None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import time
+from itertools import pairwise
+from typing import Any
 
 from tests.process import watch
 from tests.process.house import House, chat_lines
@@ -23,8 +25,8 @@ def begin(house: House, requests: int, *options: str, engine: tuple[str, ...] = 
     )
 
 
-def tell(house: House, *words: str) -> dict:
-    answer: dict = house.json(*words)
+def tell(house: House, *words: str) -> dict[str, Any]:
+    answer: dict[str, Any] = house.json(*words)
     return answer
 
 
@@ -146,7 +148,7 @@ def test_a_swap_does_not_pause_the_job_and_can_be_cancelled(house, record_proper
     house.wait(job, "completed")
     assert watch.events(house, job, "swap_ended")[-1]["state"] == "done"
     done = [each["at"] for each in watch.events(house, job, "chunk_completed")]
-    gaps = [after - before for before, after in zip(done, done[1:], strict=False)]
+    gaps = [after - before for before, after in pairwise(done)]
     # One chunk alone on one replica: what the longest gap is compared with.
     chunk_s = 25 / 8 * 16 * 0.02
     record_property("longest_gap_s", max(gaps))

@@ -43,7 +43,8 @@ async def step(services: Services, job: JobRecord) -> bool:
     observed = await _observe(services, fleet)
     room = await _room(services, job, fleet)
     persist = _may_persist(job) and await _is_within_budget(services, job)
-    facts = _facts(job, fleet, observed, room, persist=persist)
+    since = services.listening_since
+    facts = _facts(job, fleet, observed, room, persist=persist, listening_since=since)
     decided = reconcile.decide(facts, services.clock.now())
     for action in decided:
         await _apply(services, job, {each.replica_id: each for each in fleet}, action)
@@ -95,12 +96,12 @@ def _facts(
     room: int,
     *,
     persist: bool,
+    listening_since: float,
 ) -> reconcile.Fleet:
     return reconcile.Fleet(
         wanted=tuple(group["wanted"] for group in job.groups),
         replicas=tuple(
-            _fact(each, observed.get(each.replica_id, Presence.GONE), services.listening_since)
-            for each in fleet
+            _fact(each, observed.get(each.replica_id, Presence.GONE), listening_since) for each in fleet
         ),
         swap=_swap_fact(job),
         needs_replicas=job.state in _NEEDS_REPLICAS,
