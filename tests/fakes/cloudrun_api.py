@@ -94,12 +94,14 @@ class CloudRunApi:
 
     def _get(self, request: Any) -> bytes:
         self._age()
-        return run_v2.Service.serialize(self.services[request.name])
+        found: bytes = run_v2.Service.serialize(self.services[request.name])
+        return found
 
     def _list(self, request: Any) -> bytes:
         self._age()
         mine = [each for name, each in self.services.items() if name.startswith(f"{request.parent}/")]
-        return run_v2.ListServicesResponse.serialize(run_v2.ListServicesResponse(services=mine))
+        listed: bytes = run_v2.ListServicesResponse.serialize(run_v2.ListServicesResponse(services=mine))
+        return listed
 
     def _delete(self, request: Any) -> bytes:
         self.services[request.name].delete_time = timestamp_pb2.Timestamp(seconds=1)
