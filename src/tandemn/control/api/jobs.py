@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Annotated
 
@@ -32,6 +33,8 @@ router = APIRouter(prefix="/api/jobs")
 #: Chunks read from the database at a time, for a partial download.
 _PAGE = 500
 _JSONL = "application/jsonl"
+#: How long a look at a job may be held back.
+LOOK_LIMIT_S = 30.0
 
 
 @router.post("", status_code=201)
@@ -81,8 +84,19 @@ def _states(state: str | None) -> tuple[str, ...] | None:
 
 
 @router.get("/{job_id}")
-async def get(job_id: str, services: ServicesNow) -> JobStatus:
-    return await _status(services, await resolve(services, job_id))
+async def get(
+    job_id: str,
+    services: ServicesNow,
+    wait_s: Annotated[float, Query(ge=0, le=LOOK_LIMIT_S)] = 0.0,
+    state: JobState | None = None,
+) -> JobStatus:
+    """Look at a job; with `state`, when it has left that state, at the latest after `wait_s`."""
+    job = await services.database.run(jobs.resolve, job_id)
+    end = asyncio.get_running_loop().time() + wait_s
+    while job.state is state and (left := end - asyncio.get_running_loop().time()) > 0:
+        await services.pulse.wait(job.job_id, left)
+        job = await services.database.run(jobs.get, job.job_id)
+    return await _status(services, job.job_id)
 
 
 @router.post("/{job_id}/cancel")
