@@ -59,7 +59,7 @@ class House:
         )
 
     def submit(self, *arguments: str) -> str:
-        done = self.run("deploy", *arguments, "--json")
+        done = self.run("deploy", "--json", *arguments)
         assert done.returncode == 0, done.stderr
         job_id: str = json.loads(done.stdout)["job_id"]
         return job_id

@@ -32,7 +32,9 @@ class ChunkRow:
     grants: int = 0
     """How often it was granted; more than once: earlier holders may have stored parts."""
     computed: int = 0
-    """How many answers its holders have reported so far."""
+    """How many answers its last holder had, as far as is known."""
+    recomputed: int = 0
+    """How many answers holders before that one had and lost."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

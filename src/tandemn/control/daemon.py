@@ -21,9 +21,8 @@ import structlog
 import uvicorn
 
 from tandemn import __version__
-from tandemn.control.app import create_app, open_services
+from tandemn.control.app import create_app, keep_going, open_services
 from tandemn.control.embedded_redis import EmbeddedRedis
-from tandemn.control.store import replicas
 from tandemn.errors import Broken, InvalidInput
 from tandemn.fleet.reconcile import Presence
 from tandemn.settings import EMBEDDED_PORT
@@ -57,25 +56,50 @@ async def serve(settings: Settings, *, host: str, port: int) -> None:
     with _alone(home), _listening(host, port) as listener:
         url = f"http://{_bracketed(host)}:{listener.getsockname()[1]}"
         async with open_services(settings, server_url=url) as services:
-            config = uvicorn.Config(
-                create_app(services),
-                log_config=None,
-                access_log=False,
-                lifespan="off",
-                timeout_graceful_shutdown=DRAIN_S,
-                timeout_keep_alive=75,
+            server = _Server(
+                uvicorn.Config(
+                    create_app(services),
+                    log_config=None,
+                    access_log=False,
+                    lifespan="off",
+                    timeout_graceful_shutdown=DRAIN_S,
+                    timeout_keep_alive=75,
+                )
             )
-            server = uvicorn.Server(config)
-            # uvicorn raises the signals that it caught once more when it is done; we are not, then.
-            for each in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(each, lambda *_: None)
-            announcement = asyncio.create_task(_announce(home, url, server))
-            await server.serve(sockets=[listener])
-            announcement.cancel()
+            told_to_stop = _stop_signal()
+            serving = asyncio.create_task(server.serve(sockets=[listener]), name="server")
+            async with keep_going(services):
+                await _announce(home, url, server)
+                await asyncio.wait([serving, told_to_stop], return_when=asyncio.FIRST_COMPLETED)
+            # Nothing is replaced any more, and replicas can still store what they finished.
             await _end_replicas(services)
+            server.should_exit = True
+            await serving
         if settings.redis_url is None:
             await asyncio.to_thread(EmbeddedRedis(home).stop)
         (home / "server.json").unlink(missing_ok=True)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, without its signal handlers: what ends, and in which order, is decided here."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _stop_signal() -> asyncio.Future[None]:
+    """Return what is done when SIGTERM or SIGINT comes."""
+    loop = asyncio.get_running_loop()
+    told = loop.create_future()
+
+    def tell() -> None:
+        if not told.done():
+            told.set_result(None)
+
+    for each in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(each, tell)
+    return told
 
 
 def _refuse_public(host: str) -> None:
@@ -166,15 +190,14 @@ async def _announce(home: Path, url: str, server: uvicorn.Server) -> None:
 async def _end_replicas(services: Services) -> None:
     """Give every local replica notice, wait for them, then use force."""
     launcher = services.launchers["local"]
-    records = await services.database.run(replicas.live)
-    handles = [each.handle for each in records if each.launcher == "local" and each.handle is not None]
+    handles = await asyncio.to_thread(launcher.living)
     for handle in handles:
         await asyncio.to_thread(launcher.stop, handle)
     end = asyncio.get_running_loop().time() + REPLICAS_S
     while asyncio.get_running_loop().time() < end:
         seen = await asyncio.to_thread(launcher.observe, handles)
         if Presence.THERE not in seen:
-            break
+            return
         await asyncio.sleep(0.1)
     for handle in handles:
         with suppress(OSError):

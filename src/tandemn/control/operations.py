@@ -37,16 +37,19 @@ _CHANGEABLE = frozenset({JobState.WAITING, JobState.LAUNCHING, JobState.RUNNING}
 
 
 async def add(services: Services, job_id: str, request: AddRequest) -> AddAnswer:
-    """Want more replicas: of the job's current configuration, or of one with the given changes."""
+    """Want more replicas: of the job's current configuration, or of one with the given changes.
+
+    Raises:
+        QueueUnavailable: Redis is down; nothing was changed.
+    """
+    await services.queue.ping()
     now = services.clock.now()
 
     def record(connection: Connection) -> AddAnswer:
         job = _changeable(connection, job_id)
-        config = _changed(job, _current_group(job), request, market=_market(request.on_demand))
+        config = _changed(job, _first_group(job), request, market=_market(request.on_demand))
         groups = [dict(group) for group in job.groups]
-        index = next(
-            (i for i, each in enumerate(groups) if i >= _first_group(job) and _same(each, config)), None
-        )
+        index = next((i for i in _open_groups(job) if _same(groups[i], config)), None)
         if index is None:
             index = len(groups)
             groups.append({"config": config.model_dump(mode="json"), "wanted": 0})
@@ -97,7 +100,7 @@ async def kill(services: Services, job_id: str, wanted: list[str]) -> KillAnswer
         groups = [dict(group) for group in jobs.get(connection, job.job_id).groups]
         for replica in found:
             if replica.replica_id in killed and replicas.change(
-                connection, replica.replica_id, kill_requested=True, orders="stop"
+                connection, replica.replica_id, kill_requested=True
             ):
                 groups[replica.group]["wanted"] = max(0, groups[replica.group]["wanted"] - 1)
         jobs.change(connection, job.job_id, groups=groups)
@@ -123,7 +126,12 @@ async def kill(services: Services, job_id: str, wanted: list[str]) -> KillAnswer
 
 
 async def swap(services: Services, job_id: str, request: SwapRequest) -> SwapAnswer:
-    """Replace all replicas by others: the new first; the old end once enough of the new compute."""
+    """Replace all replicas by others: the new first; the old end once enough of the new compute.
+
+    Raises:
+        QueueUnavailable: Redis is down; nothing was changed.
+    """
+    await services.queue.ping()
     now = services.clock.now()
 
     def record(connection: Connection) -> SwapAnswer:
@@ -145,13 +153,14 @@ async def swap(services: Services, job_id: str, request: SwapRequest) -> SwapAns
                 code="threshold_too_high",
                 param="ready_threshold",
             )
-        config = _changed(job, _current_group(job), request, market=_market(request.on_demand))
+        config = _changed(job, _first_group(job), request, market=_market(request.on_demand))
         index = len(job.groups)
         groups = [*job.groups, {"config": config.model_dump(mode="json"), "wanted": count}]
         under_way = {
             "state": "launching",
             "reason": "new replicas are being launched",
             "new_group": index,
+            "first_group": _first_group(job),
             "threshold": threshold,
             "old": old,
         }
@@ -223,11 +232,13 @@ async def destroy(services: Services, job_id: str) -> None:
     await submission.request_cancel(services, job_id)
 
     def record(connection: Connection) -> None:
-        for replica in replicas.of_job(connection, job_id):
-            replicas.change(connection, replica.replica_id, kill_requested=True, orders="stop")
+        job = jobs.get(connection, job_id)
+        # A job that is being cancelled ends its replicas itself, and keeps what they finished.
+        if job.state.has_ended or job.state is JobState.ASSEMBLING:
+            for replica in replicas.of_job(connection, job_id):
+                replicas.change(connection, replica.replica_id, kill_requested=True)
 
-    if (await services.database.run(jobs.get, job_id)).state.has_ended:
-        await services.database.run(record)
+    await services.database.run(record)
     services.pulse.beat(job_id)
 
 
@@ -243,13 +254,19 @@ def _changeable(connection: Connection, job_id: str) -> JobRecord:
 
 
 def _first_group(job: JobRecord) -> int:
-    """Groups below this one were swapped out."""
-    return job.swap["new_group"] if job.swap and job.swap["state"] in {"draining", "done"} else 0
+    """Groups below this one were swapped out; its configuration is the job's own."""
+    if job.swap is None:
+        return 0
+    went_through = job.swap["state"] in {"draining", "done"}
+    first: int = job.swap["new_group"] if went_through else job.swap["first_group"]
+    return first
 
 
-def _current_group(job: JobRecord) -> int:
-    """The group whose configuration is the job's own: the last swapped in, else the first."""
-    return _first_group(job)
+def _open_groups(job: JobRecord) -> list[int]:
+    """Groups that replicas can be added to: neither swapped out, nor of a swap that came to nothing."""
+    swap = job.swap
+    closed = swap["new_group"] if swap and swap["state"] in {"failed", "cancelled"} else None
+    return [index for index in range(_first_group(job), len(job.groups)) if index != closed]
 
 
 def _changed(

@@ -49,4 +49,6 @@ class Services:
     launchers: Mapping[str, Launcher]
     server_url: str
     """Where replicas call back."""
+    listening_since: float
+    """When this control plane began to listen: nobody was silent before that."""
     pulse: Pulse = field(default_factory=Pulse)

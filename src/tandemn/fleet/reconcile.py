@@ -318,7 +318,11 @@ def _swap(fleet: Fleet) -> Iterator[Action]:
         members = [replica for replica in fleet.replicas if replica.group == swap.new_group]
         begun = sum(1 for replica in members if replica.began and not replica.state.has_ended)
         failures = failures_in_a_row(members)
-        if begun >= swap.threshold:
+        # New replicas may be killed by hand meanwhile: the threshold is never more than what is left of them.
+        wanted = fleet.wanted[swap.new_group]
+        if wanted == 0:
+            yield MoveSwap(to="cancelled", reason="its new replicas were killed; the old replicas go on")
+        elif begun >= min(swap.threshold, wanted):
             yield MoveSwap(to="draining", reason=f"{begun} new replicas have begun processing")
         elif _is_hopeless(failures):
             reason = f"{_why_given_up(failures[-1], len(failures))}; the old replicas go on"

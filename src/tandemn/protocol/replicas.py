@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from typing import Literal
+from uuid import uuid4
 
 from pydantic import BaseModel, Field
 
@@ -79,6 +80,8 @@ class ChunkProgress(BaseModel):
     token: str
     completed: int = 0
     failed: int = 0
+    recomputed: int | None = None
+    """Answers of the chunk that earlier holders had and lost; None until it knows: such counts are not kept."""
 
 
 class Heartbeat(BaseModel):
@@ -134,7 +137,9 @@ class ChunkLease(BaseModel):
     strikes: dict[int, int] = {}
     """Request (index in the chunk) -> how often the engine died while computing it."""
     computed: int = 0
-    """How many answers earlier holders had reported in heartbeats: more than `parts` hold were lost."""
+    """How many answers the last holder had: what `parts` do not hold of them was lost."""
+    recomputed: int = 0
+    """Answers that were lost by holders before that one."""
 
 
 class LeaseReply(BaseModel):
@@ -170,7 +175,7 @@ class CompleteRequest(BaseModel):
     completed: int
     failed: int
     recomputed: int = 0
-    """Requests that this holder computed again although an earlier holder had computed them."""
+    """Requests of the chunk that were computed again because a holder had lost their answers, by all holders."""
     prompt_tokens: int = 0
     output_tokens: int = 0
 
@@ -183,6 +188,8 @@ class ReleaseRequest(BaseModel):
 class EngineDeath(BaseModel):
     """The engine died while its runner lives: which requests were in flight."""
 
+    death_id: str = Field(default_factory=lambda: uuid4().hex)
+    """The same death is counted once, however often it is reported."""
     in_flight: dict[int, list[int]]
     """Chunk -> indexes of requests in it."""
     reason: str

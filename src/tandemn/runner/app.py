@@ -21,11 +21,12 @@ from tandemn.clock import SystemClock
 from tandemn.errors import TandemnError
 from tandemn.fleet.engines.adapters import adapters, choose
 from tandemn.fleet.engines.engine import EngineName
+from tandemn.fleet.remains import SPOOL
 from tandemn.protocol.replicas import Goodbye
 from tandemn.runner.ending import Ending
 from tandemn.runner.notices import spot_notice
 from tandemn.runner.retry import patiently
-from tandemn.runner.session import GOODBYE_S, SPOOL, Session
+from tandemn.runner.session import GOODBYE_S, Session
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from tandemn.fleet import remains
 from tandemn.protocol.replicas import ChunkLease, ChunkProgress, ReleaseRequest
 from tandemn.runner.spool import Spool
 
@@ -38,8 +39,8 @@ class HeldChunk:
         self.prompt_tokens = 0
         self.output_tokens = 0
         self.next_part = 0
-        self.reused = 0
-        """Answers that an earlier holder had stored."""
+        self.recomputed: int | None = None
+        """Answers that earlier holders had computed and lost; None until their parts have been read."""
         self._spool: Spool | None = None
 
     @property
@@ -69,6 +70,12 @@ class HeldChunk:
         self._spool = Spool(folder / f"{self.lease.chunk}-{self.lease.token}.part", self.lease.requests)
         self.phase = Phase.BEGUN
 
+    def took_over(self) -> None:
+        """Say that what earlier holders stored has been read: the rest of what they had is computed again."""
+        # What they stored since their last report is more than was reported, and nothing was lost of it.
+        self.recomputed = self.lease.recomputed + max(0, self.lease.computed - self.spool.count)
+        self.spool.publish(remains.file_name(self.number, self.lease.token, self.recomputed))
+
     def progress(self) -> ChunkProgress:
         spool = self._spool
         return ChunkProgress(
@@ -76,6 +83,7 @@ class HeldChunk:
             token=self.lease.token,
             completed=spool.answers if spool else 0,
             failed=spool.errors if spool else 0,
+            recomputed=self.recomputed,
         )
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import structlog
 
 from tandemn.errors import TandemnError
+from tandemn.fleet.remains import SPOOL
 from tandemn.protocol.replicas import Goodbye, Heartbeat
 from tandemn.runner.chunks import Chunks, HeldChunk, Phase
 from tandemn.runner.ending import Ending
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from tandemn.runner.notices import Notice
 
 #: In the replica's work folder.
-ENGINE_LOG, SPOOL = "engine.log", "spool"
+ENGINE_LOG = "engine.log"
 
 #: After a notice everything is stored within about ten seconds: the sum of these.
 SETTLE_S, STORE_S, RELEASE_S, GOODBYE_S = 2.0, 5.0, 2.0, 2.0

@@ -1,11 +1,13 @@
 """The answers of one chunk on the replica's disk, in the order in which they came.
 
 One file, appended to, in the format of a segment (see `batch/answers.py`), so that a part is a slice of it.
-Two arrays say where each request's line is; the lines are read back in input order at the end.
+Two arrays say where each request's line is; the lines are read back in input order at the end. Which requests
+have a line is kept in a file of its own that outlives a kill (see `fleet/remains.py`).
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 from array import array
 from typing import TYPE_CHECKING
@@ -35,7 +37,8 @@ class Spool:
         self._file = path.open("w+b", buffering=_BUFFER_BYTES)
         self._start = array("Q", bytes(8 * requests))
         self._length = array("L", bytes(array("L").itemsize * requests))
-        self._kind = bytearray(requests)
+        self._kinds_path = path.with_name(f"{path.name}.kinds")
+        self._kind = _mapped(self._kinds_path, requests)
         self.size = 0
         """Bytes appended."""
         self.stored = 0
@@ -48,11 +51,23 @@ class Spool:
         """Requests that have ended."""
         return self.answers + self.errors
 
+    def publish(self, name: str) -> None:
+        """Let what this spool has be counted, under this name in its folder, should we be killed."""
+        self._check_open()
+        path = self._kinds_path.with_name(name)
+        self._kinds_path.rename(path)
+        self._kinds_path = path
+
     def has(self, index: int) -> bool:
         return self._kind[index] != 0
 
     def append(self, index: int, line: bytes, *, is_error: bool) -> bool:
-        """Keep the line (without LF) of one request; False where it has one already, which stands."""
+        """Keep the line (without LF) of one request; False where it has one already, which stands.
+
+        Raises:
+            LeaseLost: the spool was closed meanwhile.
+        """
+        self._check_open()
         if self._kind[index]:
             return False
         kind: answers.Kind = "e" if is_error else "o"
@@ -77,7 +92,7 @@ class Spool:
     def object_size(self, *, errors: bool) -> int:
         """Bytes of the object of answers or of errors."""
         kind = _ERROR if errors else _ANSWER
-        return sum(length for length, own in zip(self._length, self._kind, strict=True) if own == kind)
+        return sum(length for length, own in zip(self._length, self._kind[:], strict=True) if own == kind)
 
     def ordered(self, *, errors: bool) -> Iterator[bytes]:
         """Give the lines of answers or of errors in input order, each with LF, in blocks.
@@ -89,11 +104,10 @@ class Spool:
         self._flush()
         block: list[bytes] = []
         size = 0
-        for index, own in enumerate(self._kind):
+        for index, own in enumerate(self._kind[:]):
             if own != kind:
                 continue
-            if self._file.closed:
-                raise LeaseLost("the chunk is not held any more")
+            self._check_open()
             block.append(os.pread(self._file.fileno(), self._length[index], self._start[index]))
             size += self._length[index]
             if size >= BLOCK_BYTES:
@@ -103,12 +117,25 @@ class Spool:
             yield b"".join(block)
 
     def _flush(self) -> None:
+        self._check_open()
+        self._file.flush()
+
+    def _check_open(self) -> None:
         if self._file.closed:
             raise LeaseLost("the chunk is not held any more")
-        self._file.flush()
 
     def close(self) -> None:
         """Give the space back; may be called twice."""
         if not self._file.closed:
             self._path.unlink(missing_ok=True)
+            self._kinds_path.unlink(missing_ok=True)
             self._file.close()
+
+
+def _mapped(path: Path, size: int) -> mmap.mmap:
+    """Make a file of `size` zeros and map it: what is stored into it is there also after a `kill -9`."""
+    with path.open("w+b") as file:
+        # Written, not only sized: a full disk must be an error here, not a SIGBUS later.
+        file.write(bytes(size))
+        file.flush()
+        return mmap.mmap(file.fileno(), size)

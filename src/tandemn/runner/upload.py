@@ -111,7 +111,7 @@ class Uploader:
                     token=chunk.lease.token,
                     completed=spool.answers,
                     failed=spool.errors,
-                    recomputed=max(0, chunk.lease.computed - chunk.reused),
+                    recomputed=chunk.recomputed or 0,
                     prompt_tokens=chunk.prompt_tokens,
                     output_tokens=chunk.output_tokens,
                 )

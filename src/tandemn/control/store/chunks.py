@@ -96,6 +96,7 @@ def grant(
                 holder=row.holder,
                 grants=row.grants,
                 computed=row.computed,
+                recomputed=row.recomputed,
             )
     return granted
 
@@ -139,7 +140,7 @@ def complete(
             done=True,
             completed=result.completed,
             failed=result.failed,
-            recomputed=chunks.c.recomputed + result.recomputed,
+            recomputed=result.recomputed,
             prompt_tokens=result.prompt_tokens,
             output_tokens=result.output_tokens,
         )
@@ -169,31 +170,31 @@ def totals(connection: Connection, job_id: str) -> ChunkTotals:
     return ChunkTotals(**dict(zip(names, map(int, row), strict=True)))
 
 
-def report_progress(connection: Connection, job_id: str, *, holder: str, computed: dict[int, int]) -> None:
-    """Keep how many answers each chunk has by its holder's word; a later holder's loss is seen by it."""
-    for chunk, count in computed.items():
-        connection.execute(
-            update(chunks)
-            .where(
-                chunks.c.job_id == job_id,
-                chunks.c.chunk == chunk,
-                chunks.c.holder == holder,
-                chunks.c.computed < count,
-            )
-            .values(computed=count)
-        )
+def report_progress(
+    connection: Connection, job_id: str, *, chunk: int, token: str, computed: int, recomputed: int
+) -> None:
+    """Keep how many answers the chunk's holder has: what the next holder does not find of them was lost."""
+    connection.execute(
+        update(chunks)
+        .where(chunks.c.job_id == job_id, chunks.c.chunk == chunk, chunks.c.token == token, ~chunks.c.done)
+        .values(computed=computed, recomputed=recomputed)
+    )
 
 
 def add_strikes(
-    connection: Connection, job_id: str, in_flight: dict[int, list[int]]
+    connection: Connection, job_id: str, in_flight: dict[int, list[int]], *, death_id: str
 ) -> dict[int, dict[int, int]]:
-    """Count one more death of an engine against each request that it was computing; return the counts."""
+    """Count a death of an engine, once, against each request that it was computing; return the counts."""
     insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
     for chunk, requests in in_flight.items():
         for request in requests:
-            statement = insert(strikes).values(job_id=job_id, chunk=chunk, request=request, count=1)
+            statement = insert(strikes).values(
+                job_id=job_id, chunk=chunk, request=request, count=1, death_id=death_id
+            )
             statement = statement.on_conflict_do_update(
-                index_elements=["job_id", "chunk", "request"], set_={"count": strikes.c.count + 1}
+                index_elements=["job_id", "chunk", "request"],
+                set_={"count": strikes.c.count + 1, "death_id": death_id},
+                where=strikes.c.death_id != death_id,
             )
             connection.execute(statement)
     return strikes_of(connection, job_id, list(in_flight))

@@ -107,6 +107,7 @@ strikes = Table(
     Column("chunk", Integer, primary_key=True),
     Column("request", Integer, primary_key=True),
     Column("count", Integer, nullable=False),
+    Column("death_id", String(64), nullable=False),  # the last one that was counted
 )
 
 replicas = Table(

@@ -33,6 +33,7 @@ def main() -> int:
         print("usage: leash --grace-s N -- COMMAND…", file=sys.stderr)  # noqa: T201 - it is a program
         return 2
     wakeup = _wake_on_signals()
+    _wake_with_starter()
     leash = os.getpid()
     try:
         # Single-threaded here, so that running code between fork and exec is safe.
@@ -57,6 +58,12 @@ def _wake_on_signals() -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
         signal.signal(number, lambda *_: None)
     return reader
+
+
+def _wake_with_starter() -> None:
+    """Ask the kernel to wake us when our starter dies: where we are stopped, we would not see the pipe close."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGCONT)
 
 
 def _die_with(leash: int) -> None:

@@ -4,6 +4,8 @@ It always says that it is simulated. Extra arguments: `--slots N` (requests at o
 (tokens of context, 4,096), `--seed N`, `--load-s S`, `--prefill-tokens-per-s R` (0: at once),
 `--decode-step-s S` (one token of every running request), and faults: `--crash-on TEXT` (the process
 kills itself while it computes a request with TEXT), `--refuse TEXT` (answers 400), `--fail-load`.
+`--journal FILE` appends a line for every generation that was computed to its end, so that a test knows what
+any number of engines, killed or not, really computed.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ class Simulation:
     crash_on: str | None
     refuse: str | None
     fail_load: bool
+    journal: str | None = None
 
 
 class Simulated:
@@ -78,4 +81,5 @@ def parse_simulation(extra_args: Sequence[str]) -> Simulation:
     parser.add_argument("--crash-on")
     parser.add_argument("--refuse")
     parser.add_argument("--fail-load", action="store_true")
+    parser.add_argument("--journal")
     return Simulation(**vars(parser.parse_args(list(extra_args))))

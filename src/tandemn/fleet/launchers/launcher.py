@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tandemn.fleet.reconcile import Presence
+    from tandemn.fleet.remains import Remains
+    from tandemn.prices import Price
     from tandemn.protocol.jobs import ReplicaConfig
 
 #: What a launcher needs to find its replica again; it alone reads it. JSON.
@@ -36,12 +38,20 @@ class Launcher(Protocol):
         """How many more replicas could be launched now."""
         ...
 
+    def price(self, config: ReplicaConfig, now: float) -> Price | None:
+        """What a replica of this configuration costs if it is launched now; None: not known, never 0 for it."""
+        ...
+
     def launch(self, spec: LaunchSpec) -> Handle:
         """Start it and return as soon as it has an identity; readiness is the runner's own word."""
         ...
 
     def find(self, replica_id: str) -> Handle | None:
         """Find a replica by its name: the record may have been lost between launch and write."""
+        ...
+
+    def living(self) -> list[Handle]:
+        """Find every replica of this state folder that is there, whether or not it was recorded."""
         ...
 
     def observe(self, handles: Sequence[Handle]) -> list[Presence]:
@@ -54,6 +64,10 @@ class Launcher(Protocol):
 
     def terminate(self, handle: Handle) -> None:
         """End it by force; what it ran on is freed. Safe to repeat."""
+        ...
+
+    def remains(self, replica_id: str) -> list[Remains]:
+        """Read what an ended replica had computed; empty where its disk is gone, or it left in order."""
         ...
 
     def clean(self, replica_id: str) -> None:
