@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tests.process import watch
 from tests.process.house import chat_lines
@@ -24,8 +24,8 @@ def begin(house: House, requests: int, *options: str, engine: tuple[str, ...] = 
     )
 
 
-def tell(house: House, *words: str) -> dict:
-    answer: dict = house.json(*words)
+def tell(house: House, *words: str) -> dict[str, Any]:
+    answer: dict[str, Any] = house.json(*words)
     return answer
 
 

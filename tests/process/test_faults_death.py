@@ -7,6 +7,7 @@ import random
 import signal
 import time
 from contextlib import suppress
+from typing import Any
 
 import psutil
 import pytest
@@ -78,7 +79,7 @@ def test_a_request_that_kills_engines_is_tried_three_times_and_alone(house):
         *("--chunk-size", "50", "--", "--slots", "8", "--decode-step-s", "0.02", "--crash-on", "POISON"),
     )
 
-    def deaths() -> list[dict]:
+    def deaths() -> list[dict[str, Any]]:
         return watch.events(house, job, "engine_died")
 
     house.wait_for(deaths)
@@ -113,7 +114,7 @@ def quiet_answers(tmp_path_factory):
 REQUESTS = 400
 
 
-def _submit(house) -> str:
+def _submit(house):
     source = house.home / "in.jsonl"
     source.write_text(chat_lines(REQUESTS, max_tokens=192))
     return house.submit(
