@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from tandemn import __version__
 from tandemn.errors import ServerUnavailable, TandemnError
 from tandemn.protocol import errors as wire
-from tandemn.protocol import jobs, openai, replicas
+from tandemn.protocol import jobs, openai, plans, replicas
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -33,6 +33,8 @@ BLOCK_BYTES = 1 << 20
 #: A call that is neither an upload nor a download nor a long poll is answered within this time.
 CALL_S = 60.0
 CONNECT_S = 5.0
+#: Planning reads the whole input first, and asks AWS for quotas.
+PLAN_S = 600.0
 #: Between two blocks of a download or upload.
 STALL_S = 120.0
 
@@ -175,6 +177,15 @@ class UserClient(_Http):
     async def submit(self, spec: jobs.JobSpec) -> jobs.JobStatus:
         return await self._call("POST", "/api/jobs", jobs.JobStatus, spec)
 
+    async def plan(self, spec: jobs.JobSpec) -> plans.PlanAnswer:
+        """Plan a job without submitting it. Raises Infeasible with what would make it feasible."""
+        return await self._call("POST", "/api/plans", plans.PlanAnswer, spec, total_s=PLAN_S)
+
+    async def quota(self, regions: list[str]) -> plans.QuotaAnswer:
+        """Read AWS's vCPU quotas, minus what is in use; no region means the catalog's."""
+        params = {"region": ",".join(regions)} if regions else None
+        return await self._call("GET", "/api/quota", plans.QuotaAnswer, params=params, total_s=PLAN_S)
+
     async def job(self, job_id: str) -> jobs.JobStatus:
         return await self._call("GET", f"/api/jobs/{job_id}", jobs.JobStatus)
 
@@ -188,6 +199,10 @@ class UserClient(_Http):
         params |= {"after": after} if after else {}
         params |= {"state": state} if state else {}
         return await self._call("GET", "/api/jobs", jobs.JobList, params=params)
+
+    async def cost(self, *, limit: int = 50) -> jobs.CostReport:
+        """Say what the newest `limit` jobs cost, and all together."""
+        return await self._call("GET", "/api/cost", jobs.CostReport, params={"limit": str(limit)})
 
     async def cancel(self, job_id: str) -> jobs.JobStatus:
         return await self._call("POST", f"/api/jobs/{job_id}/cancel", jobs.JobStatus)

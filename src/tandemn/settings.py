@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from decimal import Decimal  # noqa: TC003 - pydantic reads annotations at run time
 from pathlib import Path
 
 from pydantic import Field, SecretStr, ValidationError
@@ -36,6 +37,8 @@ class Settings(BaseSettings):
     """Object store: `s3://bucket/prefix`, `gs://…`, `az://…`, or a folder; unset: one in the state folder."""
     local_slots: int = Field(default=16, ge=1)
     """How many replicas `--cloud local` may run at a time."""
+    local_usd_per_hour: Decimal | None = Field(default=None, ge=0)
+    """What a local replica is said to cost; unset: nothing, it is this machine."""
     lease_s: float = Field(default=12.0, gt=0)
     """How long a chunk stays with a replica that has fallen silent."""
     heartbeat_s: float = Field(default=5.0, gt=0)
@@ -50,6 +53,10 @@ class Settings(BaseSettings):
     """What an engine process that Tandemn starts takes as its key; set by whoever starts it."""
     engine_start_s: float = Field(default=600.0, gt=0)
     """How long an engine may take to load its model."""
+    router_key: SecretStr | None = None
+    """Bearer key that the router asks its clients for; unset: open to this machine only."""
+    router_admin_key: SecretStr | None = None
+    """Bearer key that changes the router's table; unset: only its file does."""
     metadata_url: str = "http://169.254.169.254"
     """The instance metadata service that announces preemptions on AWS."""
     spot_notices: bool = False
@@ -91,3 +98,18 @@ def objects_endpoint() -> str | None:
 def python_executable() -> str:
     """The interpreter that child processes run on: this one."""
     return sys.executable
+
+
+def runpod_api_key() -> SecretStr | None:
+    """The key of RunPod, under the name that RunPod gives it."""
+    return _secret("RUNPOD_API_KEY")
+
+
+def hf_token() -> SecretStr | None:
+    """The token for gated models, under the name that the hub gives it."""
+    return _secret("HF_TOKEN")
+
+
+def _secret(name: str) -> SecretStr | None:
+    value = os.environ.get(name, "").strip()
+    return SecretStr(value) if value else None

@@ -130,6 +130,15 @@ async def test_a_sealed_job_gives_and_counts_nothing(house):
         await LeaseDesk(house.queue, house.table, lease_ms=LEASE_MS).lease(JOB, holder="c", limit=1)
 
 
+async def test_a_queue_lost_after_the_seal_only_tells_holders_that_they_lost(house):
+    [lease] = await house.lease("a")
+    house.table.seal(JOB)
+    house.queue.forget()
+    assert await house.desk.renew(JOB, holder="a", tokens={0: lease.token}) == [0]
+    with pytest.raises(LeaseLost):
+        await house.desk.begin(JOB, chunk=0, token=lease.token)
+
+
 async def test_a_grant_that_cannot_be_recorded_is_given_back():
     class FullTable(MemoryChunkTable):
         fails = True

@@ -49,7 +49,22 @@ def test_past_its_deadline_a_job_goes_on_unless_told_otherwise():
     assert moved(expiring, NOW + 101) == (JobState.CANCELLING, JobState.EXPIRED)
 
 
-@pytest.mark.parametrize("outcome", [JobState.CANCELLED, JobState.EXPIRED, JobState.FAILED])
+def test_over_budget_it_ends_and_keeps_what_is_done():
+    facts = replace(RUNNING, over_budget="the budget is reached")
+    move = decide(facts, NOW)
+    assert move is not None
+    assert (move.to, move.outcome, move.reason) == (
+        JobState.CANCELLING,
+        JobState.OVER_BUDGET,
+        "the budget is reached",
+    )
+    assert moved(replace(facts, chunks_done=10)) == (JobState.ASSEMBLING, JobState.COMPLETED)
+    assert moved(replace(facts, state=JobState.ASSEMBLING)) is None
+
+
+@pytest.mark.parametrize(
+    "outcome", [JobState.CANCELLED, JobState.EXPIRED, JobState.FAILED, JobState.OVER_BUDGET]
+)
 def test_a_cancelling_job_waits_for_its_replicas_then_seals(outcome):
     facts = replace(RUNNING, state=JobState.CANCELLING, outcome=outcome, cancelling_at=NOW)
     assert moved(facts) is None

@@ -61,6 +61,7 @@ class FakeControlPlane:
         self.files: dict[str, bytes] = {}
         self.refusals: dict[tuple[str, str], TandemnError] = {}
         self.answers: dict[tuple[str, str], Any] = {}
+        self.cost: jobs.CostReport | None = None
         self.calls: list[tuple[str, str, Any]] = []
         self.keys: set[str | None] = set()
         self.looks: dict[str, int] = defaultdict(int)
@@ -106,6 +107,7 @@ class FakeControlPlane:
                 web.delete("/v1/files/{id}", self._delete_file),
                 web.post("/api/jobs", self._submit),
                 web.get("/api/jobs", self._list),
+                web.get("/api/cost", self._cost),
                 web.get("/api/jobs/{job}", self._job),
                 web.get("/api/jobs/{job}/output", self._output),
                 web.get("/api/jobs/{job}/errors", self._errors),
@@ -180,6 +182,11 @@ class FakeControlPlane:
         start, limit = int(request.query.get("after", 0)), int(request.query["limit"])
         more = str(start + limit) if len(rows) > start + limit else None
         return _json(jobs.JobList(jobs=rows[start : start + limit], next_after=more))
+
+    async def _cost(self, request: web.Request) -> web.Response:
+        del request
+        assert self.cost is not None, "script the cost first"
+        return _json(self.cost)
 
     async def _job(self, request: web.Request) -> web.Response:
         statuses = self._statuses(request)

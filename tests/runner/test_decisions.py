@@ -93,3 +93,9 @@ def test_strikes_lead_from_together_to_alone_to_conviction():
 def test_one_fatal_request_alone_is_convicted_before_the_engine():
     assert not strikes.engine_is_broken(strikes.MAX_STRIKES)
     assert strikes.engine_is_broken(strikes.MAX_DEATHS_IN_A_ROW)
+
+
+def test_the_tokens_of_a_stored_answer_are_read_from_its_line():
+    line = b'{"response":{"status_code":200,"body":{"usage":{"prompt_tokens":3,"completion_tokens":5}}}}'
+    assert outcome.usage_of_line(line) == outcome.Usage(prompt_tokens=3, completion_tokens=5)
+    assert outcome.usage_of_line(b'{"response":null}') == outcome.NO_USAGE

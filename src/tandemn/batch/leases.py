@@ -100,8 +100,7 @@ class LeaseDesk:
         try:
             await self._queue.begin(job_id, chunk=chunk, token=token)
         except QueueLost as exc:
-            with suppress(Conflict):  # sealed meanwhile: the lease is lost all the same
-                await self.open(job_id)
+            await self._reopen(job_id)
             raise LeaseLost(exc.message, object_id=job_id) from exc
 
     async def renew(self, job_id: str, *, holder: str, tokens: Mapping[int, Token]) -> list[int]:
@@ -114,11 +113,10 @@ class LeaseDesk:
                 job_id, epoch=epoch, holder=holder, tokens=tokens, lease_ms=self._lease_ms
             )
         except QueueLost:
-            with suppress(Conflict):  # sealed meanwhile
-                await self.open(job_id)
-            return list(tokens)
+            await self._reopen(job_id)
         except Conflict:
-            return list(tokens)
+            pass  # sealed meanwhile
+        return list(tokens)
 
     async def complete(
         self, job_id: str, *, holder: str, chunk: int, token: Token, result: ChunkResult
@@ -168,6 +166,11 @@ class LeaseDesk:
         self._epochs.pop(job_id, None)
         self._rebuilding.pop(job_id, None)
         await self._queue.drop(job_id)
+
+    async def _reopen(self, job_id: str) -> None:
+        """Mend a queue that turned out to be lost; a job that was sealed meanwhile needs none."""
+        with suppress(Conflict):
+            await self.open(job_id)
 
     async def _in_epoch(self, job_id: str, call: Callable[[int], Awaitable[R]]) -> R:
         """Call with the job's epoch; where the queue is of another, rebuild it and call again."""

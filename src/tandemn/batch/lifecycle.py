@@ -27,6 +27,8 @@ class Facts:
     """How many of them have been launched."""
     replicas_begun: int
     """How many have begun to compute, of those that live."""
+    over_budget: str | None = None
+    """Why its budget does not let it go on; None: it does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,8 @@ def decide(facts: Facts, now: float) -> Move | None:
         return None
     if facts.chunks_done == facts.chunks_total:
         return Move(to=JobState.ASSEMBLING, outcome=JobState.COMPLETED, reason="every request has its answer")
+    if facts.over_budget is not None:
+        return Move(to=JobState.CANCELLING, outcome=JobState.OVER_BUDGET, reason=facts.over_budget)
     if facts.stop_at_deadline and now >= facts.deadline:
         return Move(to=JobState.CANCELLING, outcome=JobState.EXPIRED, reason="the deadline has passed")
     if facts.replicas_begun and facts.state is not JobState.RUNNING:

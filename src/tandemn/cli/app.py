@@ -23,6 +23,7 @@ from tandemn.errors import InvalidInput, TandemnError
 #: Command -> the file that has it, and its line in `tandemn --help`.
 COMMANDS: dict[str, tuple[str, str]] = {
     "deploy": ("deploy", "run a batch job: a model, a file of requests, a deadline"),
+    "plan": ("plan", "what a job or deployment would run on, and why; launches nothing"),
     "progress": ("progress", "watch a job until it ends"),
     "status": ("status", "how one job stands"),
     "list": ("status", "the jobs, newest first"),
@@ -32,8 +33,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "add": ("replicas", "add replicas to a running job"),
     "kill": ("replicas", "kill replicas of a running job"),
     "swap": ("replicas", "replace the replicas of a running job by others"),
+    "cost": ("cost", "what was spent, by job and by part"),
     "logs": ("logs", "what the replicas wrote"),
     "events": ("logs", "what happened to a job"),
+    "show-gpus": ("show_gpus", "what can be rented, compared"),
+    "quota": ("plan", "what AWS lets this account launch"),
+    "simulate": ("simulate", "replay deadline pacing on spot traces"),
+    "router": ("router", "route online traffic over spot and serverless backends"),
     "server": ("server", "start, stop or look at the control plane of this machine"),
 }
 

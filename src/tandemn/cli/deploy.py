@@ -15,12 +15,12 @@ from typer.core import TyperCommand
 from tandemn.cli import answers, options, report
 from tandemn.cli.connection import connect
 from tandemn.cli.display import job_display, upload_display
-from tandemn.cli.follow import follow, is_validated
+from tandemn.cli.follow import follow, is_planned
 from tandemn.cli.output import EXIT_INTERRUPTED, emit, note, say
 from tandemn.cli.text import duration, parse_slo, plural
 from tandemn.client import UserClient
 from tandemn.errors import InvalidInput, TandemnError
-from tandemn.protocol.jobs import JobSpec, JobStatus
+from tandemn.protocol.jobs import JobSpec, JobState, JobStatus
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -94,7 +94,7 @@ def deploy(
     """Run a batch job: a model, a file of requests, a deadline.
 
     Each line of INPUT is one request in OpenAI's batch format. What follows `--` goes to the engine.
-    Returns when the input has been checked; with --wait (or -o) when the job has ended. Ctrl-C while it
+    Returns when input and model have been checked; with --wait (or -o) when the job has ended. Ctrl-C while it
     waits leaves the job running.
 
     Exit codes: 0 submitted (with --wait: completed), 1 failed or cancelled, 2 wrong usage or bad input,
@@ -106,7 +106,7 @@ def deploy(
         tandemn deploy demo/tiny s3://bucket/requests.jsonl --slo 4 --json
         tandemn deploy demo/tiny requests.jsonl --slo 4h -- --n-gpu-layers 0
     """
-    del yes  # nothing that this version launches has a price, so that nothing is asked
+    del yes  # this version launches on this machine only, so that nothing is asked
     model, source = split_names(names or [], model)
     spec = options.checked(
         JobSpec,
@@ -206,12 +206,14 @@ def _slo(text: str | None) -> float:
 
 async def _deploy(spec: JobSpec, source: str, output: Path | None, *, is_waiting: bool, as_json: bool) -> int:
     async with connect() as client:
-        submitted = await _submit(client, spec, source)
+        submitted, file_id = await _submit(client, spec, source)
         job_id = submitted.job_id
         if not as_json:
             say(f"job {job_id} submitted")
         try:
-            status = await follow(client, job_id, until=is_validated)
+            status = await follow(client, job_id, until=is_planned)
+            if file_id is not None and status.state is JobState.FAILED:
+                await _forget_upload(client, file_id)  # the copy is of no use to anybody
             if report.has_bad_input(status):
                 return _refused(status, source, as_json=as_json)
             if not is_waiting:
@@ -221,26 +223,32 @@ async def _deploy(spec: JobSpec, source: str, output: Path | None, *, is_waiting
             return _detached(job_id, is_waiting=is_waiting, as_json=as_json)
 
 
-async def _submit(client: UserClient, spec: JobSpec, source: str) -> JobStatus:
+async def _submit(client: UserClient, spec: JobSpec, source: str) -> tuple[JobStatus, str | None]:
+    """Return the job, and the id of the file that was uploaded for it."""
     if is_remote(source):
-        return await client.submit(spec.model_copy(update={"input_url": source}))
+        return await client.submit(spec.model_copy(update={"input_url": source})), None
     path = Path(source)
     with upload_display(path) as count:
         file = await client.upload(path, on_bytes=count)
     submission = asyncio.ensure_future(client.submit(spec.model_copy(update={"input_file_id": file.id})))
     try:
         # Ctrl-C waits for the answer here: a job that was submitted must be known by its id.
-        return await asyncio.shield(submission)
+        return await asyncio.shield(submission), file.id
     except asyncio.CancelledError:
         _forget_interrupt()
         status = await submission
         note(f"interrupted: job {status.job_id} had been submitted")
         raise KeyboardInterrupt from None
     except TandemnError:
-        with suppress(TandemnError, TimeoutError):
-            async with asyncio.timeout(CLEAN_UP_S):
-                await client.delete_file(file.id)
+        await _forget_upload(client, file.id)
         raise
+
+
+async def _forget_upload(client: UserClient, file_id: str) -> None:
+    """Remove a file that no job will read; where that fails, it is no news beside what went wrong before."""
+    with suppress(TandemnError, TimeoutError):
+        async with asyncio.timeout(CLEAN_UP_S):
+            await client.delete_file(file_id)
 
 
 def _refused(status: JobStatus, source: str, *, as_json: bool) -> int:

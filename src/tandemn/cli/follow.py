@@ -25,9 +25,9 @@ def has_ended(status: JobStatus) -> bool:
     return status.state.has_ended
 
 
-def is_validated(status: JobStatus) -> bool:
-    """Say whether the input has been judged."""
-    return status.state is not JobState.VALIDATING
+def is_planned(status: JobStatus) -> bool:
+    """Say whether the input, the model and the engine have been judged: the rest is computing."""
+    return status.state not in {JobState.VALIDATING, JobState.PLANNING}
 
 
 async def follow(

@@ -13,7 +13,7 @@ from tandemn import __version__
 from tandemn.batch.leases import LeaseDesk
 from tandemn.batch.redis_queue import RedisQueue
 from tandemn.clock import SystemClock
-from tandemn.control.api import batches, failures, files, fleet, jobs, replicas, server
+from tandemn.control.api import batches, cost, failures, files, fleet, jobs, plans, replicas, server
 from tandemn.control.api.guard import BrowserGuard
 from tandemn.control.embedded_redis import EmbeddedRedis
 from tandemn.control.reconcilers.supervisor import Supervisor
@@ -40,24 +40,22 @@ def create_app(services: Services) -> FastAPI:
     app = FastAPI(title="Tandemn control plane", version=__version__, docs_url=None, redoc_url=None)
     app.state.services = services
     failures.install(app)
-    for module in (server, files, batches, jobs, fleet, replicas):
+    for module in (server, files, batches, jobs, cost, fleet, plans, replicas):
         app.include_router(module.router)
     app.add_middleware(BrowserGuard)
     return app
 
 
 @asynccontextmanager
-async def open_services(settings: Settings, *, server_url: str) -> AsyncIterator[tuple[Services, Supervisor]]:
-    """Open everything, keep the jobs moving, and close it again; replicas and Redis are left running."""
+async def open_services(settings: Settings, *, server_url: str) -> AsyncIterator[Services]:
+    """Open everything, and close it again; replicas and Redis are left running."""
     home = settings.home_path
     database = Database(settings.database_url or f"sqlite:///{home / 'state.db'}")
     await asyncio.to_thread(database.migrate)
-    embedded = None
     if settings.redis_url is not None:
         redis_url = settings.redis_url.get_secret_value()
     else:
-        embedded = EmbeddedRedis(home)
-        redis_url = (await asyncio.to_thread(embedded.start_or_adopt)).url
+        redis_url = (await asyncio.to_thread(EmbeddedRedis(home).start_or_adopt)).url
     clock = SystemClock()
     queue = RedisQueue(redis_url)
     table = SqlChunkTable(database, clock)
@@ -68,22 +66,34 @@ async def open_services(settings: Settings, *, server_url: str) -> AsyncIterator
         objects=ObjectStore.open(settings.objects_url or home / "objects"),
         queue=queue,
         desk=LeaseDesk(queue, table, lease_ms=round(settings.lease_s * 1000)),
-        launchers={"local": LocalLauncher(home, settings.local_slots)},
+        launchers={
+            "local": LocalLauncher(home, settings.local_slots, usd_per_hour=settings.local_usd_per_hour)
+        },
         server_url=settings.public_url or server_url,
         listening_since=clock.now(),
     )
+    try:
+        yield services
+    finally:
+        await queue.aclose()
+        await asyncio.to_thread(database.close)
+
+
+@asynccontextmanager
+async def keep_going(services: Services) -> AsyncIterator[None]:
+    """Keep the jobs moving and the embedded Redis alive, until left."""
     supervisor = Supervisor(services)
     tasks = [asyncio.create_task(supervisor.run(), name="supervisor")]
-    if embedded is not None:
+    if services.settings.redis_url is None:
+        embedded = EmbeddedRedis(services.settings.home_path)
         tasks.append(asyncio.create_task(_keep_redis(embedded), name="redis"))
     try:
-        yield services, supervisor
+        yield
     finally:
+        await supervisor.halt()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await queue.aclose()
-        await asyncio.to_thread(database.close)
 
 
 async def _keep_redis(embedded: EmbeddedRedis) -> None:

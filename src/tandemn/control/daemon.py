@@ -22,7 +22,7 @@ import structlog
 import uvicorn
 
 from tandemn import __version__
-from tandemn.control.app import create_app, open_services
+from tandemn.control.app import create_app, keep_going, open_services
 from tandemn.control.embedded_redis import EmbeddedRedis
 from tandemn.errors import Broken, InvalidInput
 from tandemn.fleet.reconcile import Presence
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tandemn.control.reconcilers.supervisor import Supervisor
     from tandemn.control.services import Services
     from tandemn.settings import Settings
 
@@ -57,22 +56,51 @@ async def serve(settings: Settings, *, host: str, port: int) -> None:
     _configure_logs()
     with _alone(home), _listening(host, _ports(home, port)) as listener:
         url = f"http://{_bracketed(host)}:{listener.getsockname()[1]}"
-        async with open_services(settings, server_url=url) as (services, supervisor):
-            config = uvicorn.Config(
-                create_app(services),
-                log_config=None,
-                access_log=False,
-                lifespan="off",
-                timeout_graceful_shutdown=DRAIN_S,
-                timeout_keep_alive=75,
+        async with open_services(settings, server_url=url) as services:
+            server = _Server(
+                uvicorn.Config(
+                    create_app(services),
+                    log_config=None,
+                    access_log=False,
+                    lifespan="off",
+                    timeout_graceful_shutdown=DRAIN_S,
+                    timeout_keep_alive=75,
+                )
             )
-            server = uvicorn.Server(config)
-            life = asyncio.create_task(_live(home, url, server, services, supervisor))
-            await server.serve(sockets=[listener])
-            await life
+            told_to_stop = _stop_signal()
+            serving = asyncio.create_task(server.serve(sockets=[listener]), name="server")
+            async with keep_going(services):
+                await _announce(home, url, server)
+                await asyncio.wait([serving, told_to_stop], return_when=asyncio.FIRST_COMPLETED)
+            # Nothing is replaced any more, and replicas can still store what they finished.
+            await _end_replicas(services)
+            server.should_exit = True
+            await serving
         if settings.redis_url is None:
             await asyncio.to_thread(EmbeddedRedis(home).stop)
         (home / "server.json").unlink(missing_ok=True)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, without its signal handlers: what ends, and in which order, is decided here."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _stop_signal() -> asyncio.Future[None]:
+    """Return what is done when SIGTERM or SIGINT comes."""
+    loop = asyncio.get_running_loop()
+    told = loop.create_future()
+
+    def tell() -> None:
+        if not told.done():
+            told.set_result(None)
+
+    for each in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(each, tell)
+    return told
 
 
 def _refuse_public(host: str) -> None:
@@ -155,28 +183,10 @@ def _listening(host: str, ports: list[int]) -> Iterator[socket.socket]:
         return
 
 
-async def _live(
-    home: Path, url: str, server: uvicorn.Server, services: Services, supervisor: Supervisor
-) -> None:
-    """Announce the server once it answers; when told to end, end the replicas while it answers still."""
-    told = asyncio.Event()
-    while not server.started and not server.should_exit:  # noqa: ASYNC110 - uvicorn offers no event
+async def _announce(home: Path, url: str, server: uvicorn.Server) -> None:
+    """Write `server.json` once the server answers."""
+    while not server.started:  # noqa: ASYNC110 - uvicorn offers no event
         await asyncio.sleep(0.01)
-    # Instead of uvicorn's own, which stop the server first: replicas could not store what they finished.
-    for each in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(each, told.set)
-    try:
-        if not server.should_exit:  # told to end before it served
-            _announce(home, url)
-            await told.wait()
-        await supervisor.halt()
-        await _end_replicas(services)
-    finally:
-        server.should_exit = True
-
-
-def _announce(home: Path, url: str) -> None:
-    """Write `server.json`."""
     record = {
         "url": url,
         "pid": os.getpid(),

@@ -227,11 +227,13 @@ async def destroy(services: Services, job_id: str) -> None:
     await submission.request_cancel(services, job_id)
 
     def record(connection: Connection) -> None:
-        for replica in replicas.of_job(connection, job_id):
-            replicas.change(connection, replica.replica_id, kill_requested=True)
+        job = jobs.get(connection, job_id)
+        # A job that is being cancelled ends its replicas itself, and keeps what they finished.
+        if job.state.has_ended or job.state is JobState.ASSEMBLING:
+            for replica in replicas.of_job(connection, job_id):
+                replicas.change(connection, replica.replica_id, kill_requested=True)
 
-    if (await services.database.run(jobs.get, job_id)).state.has_ended:
-        await services.database.run(record)
+    await services.database.run(record)
     services.pulse.beat(job_id)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tandemn.control import cost
 from tandemn.control.store import chunks, jobs, replicas
 from tandemn.protocol.jobs import (
     ChunkCounts,
@@ -40,6 +41,7 @@ def status(connection: Connection, job_id: str, *, now: float) -> JobStatus:
     remaining = requests.total - requests.completed - requests.failed
     eta_s = remaining / requests_per_s if requests_per_s and not job.state.has_ended else None
     ended = job.ended_at if job.ended_at is not None else now
+    spent = cost.of(connection, job, totals, now=now)
     return JobStatus(
         job_id=job.job_id,
         state=job.state,
@@ -60,6 +62,8 @@ def status(connection: Connection, job_id: str, *, now: float) -> JobStatus:
         created_at=job.created_at,
         started_at=job.started_at,
         ended_at=job.ended_at,
+        cost_usd=spent.usd,
+        cost=spent,
         output_file_id=job.output_file_id,
         error_file_id=job.error_file_id,
         errors=[LineErrorView.model_validate(each) for each in job.line_errors[:ERRORS_SHOWN]],

@@ -8,12 +8,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tandemn.protocol.cost import CostView, FigureView
 from tandemn.protocol.replicas import Market, ReplicaState
 
 Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
 
 #: What OpenAI allows in a batch's metadata.
-Metadata = Annotated[dict[str, str], Field(max_length=16)]
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+]
+#: Longest time that a job may be given, in seconds.
+LONGEST_SLO_S = 30 * 86400
 
 
 class JobState(StrEnum):
@@ -64,7 +69,7 @@ class JobSpec(_Strict):
     """A file uploaded before; exactly one of this and `input_url`."""
     input_url: str | None = None
     """`s3://…` and the like, read in place."""
-    slo_s: float = Field(gt=0, le=30 * 86400)
+    slo_s: float = Field(gt=0, le=LONGEST_SLO_S)
     """Deadline, in seconds from submission."""
     max_output_tokens: int | None = Field(default=None, ge=1)
     cloud: str | None = None
@@ -162,6 +167,8 @@ class JobStatus(BaseModel):
     ended_at: float | None = None
     cost_usd: Decimal | None = None
     """None: unknown."""
+    cost: CostView | None = None
+    """How `cost_usd` comes about."""
     output_file_id: str | None = None
     error_file_id: str | None = None
     errors: list[LineErrorView] = []
@@ -199,6 +206,31 @@ class JobList(BaseModel):
     jobs: list[JobSummary]
     next_after: str | None = None
     """Pass as `after` for the next page."""
+
+
+class JobCostRow(BaseModel):
+    """One row of `tandemn cost`."""
+
+    job_id: str
+    state: JobState
+    model: str
+    created_at: float
+    cost: CostView
+
+
+class CostReport(BaseModel):
+    """`tandemn cost --json`."""
+
+    jobs: list[JobCostRow]
+    """The newest."""
+    jobs_total: int
+    """How many there are, shown or not."""
+    total: FigureView
+    """Over all of them."""
+    usd_per_hour: Decimal | None
+    """At this moment, over all; None: something that runs has no known price."""
+    left_out: list[str] = []
+    """What no figure here contains."""
 
 
 class AddRequest(_Strict):

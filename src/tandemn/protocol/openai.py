@@ -38,6 +38,26 @@ class BatchRequestCounts(BaseModel):
     failed: int = 0
 
 
+class CachedTokens(BaseModel):
+    cached_tokens: int = 0
+    """Engines do not report it per request in one way: always 0."""
+
+
+class ReasoningTokens(BaseModel):
+    reasoning_tokens: int = 0
+    """Counted with the output, not apart: always 0."""
+
+
+class BatchUsage(BaseModel):
+    """Tokens of finished chunks: what a cancelled batch computed of the others is not in it."""
+
+    input_tokens: int
+    input_tokens_details: CachedTokens = CachedTokens()
+    output_tokens: int
+    output_tokens_details: ReasoningTokens = ReasoningTokens()
+    total_tokens: int
+
+
 class BatchError(BaseModel):
     code: str
     message: str
@@ -80,6 +100,7 @@ class Batch(BaseModel):
     cancelling_at: int | None = None
     cancelled_at: int | None = None
     request_counts: BatchRequestCounts
+    usage: BatchUsage
     metadata: dict[str, str] | None = None
 
 

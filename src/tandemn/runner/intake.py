@@ -11,7 +11,7 @@ from tandemn.batch import answers, request_line
 from tandemn.errors import Broken, InvalidInput, LeaseLost, Retryable, Superseded
 from tandemn.runner.block_reader import read_blocks
 from tandemn.runner.feeder import Request
-from tandemn.runner.record import keep_conviction
+from tandemn.runner.record import keep_conviction, keep_stored
 from tandemn.runner.retry import patiently
 from tandemn.runner.strikes import Treatment, treatment
 
@@ -98,8 +98,7 @@ class Intake:
         async for block in read_blocks(fetch, 0, part.size):
             whole, newline, rest = (rest + block).rpartition(b"\n")
             for answer in answers.decode_segment(whole + newline):
-                if answer.index < chunk.lease.requests:
-                    chunk.spool.append(answer.index, answer.line, is_error=answer.kind == "e")
+                keep_stored(chunk, answer)
 
     async def _feed(self, chunk: HeldChunk) -> None:
         lease, assignment = chunk.lease, self._assignment

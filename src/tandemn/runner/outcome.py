@@ -31,7 +31,16 @@ class _Answer(msgspec.Struct):
     usage: Usage | None = None
 
 
+class _Response(msgspec.Struct):
+    body: _Answer
+
+
+class _Line(msgspec.Struct):
+    response: _Response
+
+
 _answers = msgspec.json.Decoder(_Answer)
+_lines = msgspec.json.Decoder(_Line)
 
 NO_USAGE = Usage()
 
@@ -54,6 +63,14 @@ def usage(body: bytes) -> Usage | None:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     return found or NO_USAGE
+
+
+def usage_of_line(line: bytes) -> Usage:
+    """Read the token counts of an answer that an earlier holder stored; zeros where it has none."""
+    try:
+        return _lines.decode(line).response.body.usage or NO_USAGE
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return NO_USAGE
 
 
 def backoff_s(tries: int) -> float:

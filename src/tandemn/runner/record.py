@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tandemn.batch import answers
+from tandemn.runner import outcome
 from tandemn.runner.outcome import Judgement
 from tandemn.runner.strikes import MAX_STRIKES
 
@@ -32,6 +33,16 @@ def keep_result(job_id: str, chunk: HeldChunk, request: Request, result: Result)
             _, message = answers.engine_error(result.status, result.body)
             line = answers.not_run_line(job_id, request.custom_id, code="engine_error", message=message)
     chunk.spool.append(request.index, line, is_error=result.judgement is not Judgement.ANSWER)
+
+
+def keep_stored(chunk: HeldChunk, answer: answers.Answer) -> None:
+    """Keep an answer that an earlier holder of the chunk stored; its tokens are this chunk's, too."""
+    if answer.index >= chunk.lease.requests:
+        return
+    if chunk.spool.append(answer.index, answer.line, is_error=answer.kind == "e") and answer.kind == "o":
+        usage = outcome.usage_of_line(answer.line)
+        chunk.prompt_tokens += usage.prompt_tokens
+        chunk.output_tokens += usage.completion_tokens
 
 
 def keep_conviction(job_id: str, chunk: HeldChunk, request: Request) -> None:

@@ -15,8 +15,15 @@ from tandemn.control.store import jobs
 from tandemn.control.store.records import JobRecord
 from tandemn.control.views import status
 from tandemn.errors import Conflict, InvalidInput, NotFound
-from tandemn.protocol.jobs import Endpoint, JobSpec, JobState, JobStatus, Metadata
-from tandemn.protocol.openai import Batch, BatchError, BatchErrors, BatchList, BatchRequestCounts
+from tandemn.protocol.jobs import LONGEST_SLO_S, Endpoint, JobSpec, JobState, JobStatus, Metadata
+from tandemn.protocol.openai import (
+    Batch,
+    BatchError,
+    BatchErrors,
+    BatchList,
+    BatchRequestCounts,
+    BatchUsage,
+)
 
 router = APIRouter(prefix="/v1/batches")
 
@@ -70,6 +77,8 @@ async def create(body: CreateBatch, services: ServicesNow) -> Batch:
 async def list_batches(
     services: ServicesNow, limit: Annotated[int, Query(ge=1, le=100)] = 20, after: str | None = None
 ) -> BatchList:
+    if after is not None:
+        await _existing(services, after)
     found = await services.database.run(jobs.page, limit=limit, after=after, states=None)
     data = [await _batch(services, job.job_id) for job in found[:limit]]
     return BatchList(
@@ -87,7 +96,7 @@ async def retrieve(batch_id: str, services: ServicesNow) -> Batch:
 
 @router.post("/{batch_id}/cancel")
 async def cancel(batch_id: str, services: ServicesNow) -> Batch:
-    job = await services.database.run(jobs.get, batch_id)
+    job = await _existing(services, batch_id)
     if job.state.has_ended:
         raise Conflict(
             f"Cannot cancel a batch with status '{_STATUS[job.state]}'.",
@@ -98,9 +107,22 @@ async def cancel(batch_id: str, services: ServicesNow) -> Batch:
     return await _batch(services, batch_id)
 
 
+async def _existing(services: Services, batch_id: str) -> JobRecord:
+    """Find the batch, or say that there is none as OpenAI does."""
+    try:
+        return await services.database.run(jobs.get, batch_id)
+    except NotFound as exc:
+        raise NotFound(
+            f"No batch found with id '{batch_id}'.",
+            code="batch_not_found",
+            param="batch_id",
+            object_id=batch_id,
+        ) from exc
+
+
 async def _batch(services: Services, job_id: str) -> Batch:
     now = services.clock.now()
-    job = await services.database.run(jobs.get, job_id)
+    job = await _existing(services, job_id)
     job_status = await services.database.run(status, job_id, now=now)
     return _render(job, job_status)
 
@@ -135,6 +157,11 @@ def _render(job: JobRecord, view: JobStatus) -> Batch:
         request_counts=BatchRequestCounts(
             total=view.requests.total, completed=view.requests.completed, failed=view.requests.failed
         ),
+        usage=BatchUsage(
+            input_tokens=view.prompt_tokens,
+            output_tokens=view.output_tokens,
+            total_tokens=view.prompt_tokens + view.output_tokens,
+        ),
         metadata=job.spec.metadata,
     )
 
@@ -152,13 +179,14 @@ def _errors(job: JobRecord, view: JobStatus) -> BatchErrors | None:
 def _window_s(text: str) -> float:
     """Read `24h`, `30m` …; OpenAI knows `24h` only."""
     match = _WINDOW.fullmatch(text)
-    if match is None or int(match[1]) == 0:
+    seconds = int(match[1]) * _UNIT_S[match[2]] if match else 0
+    if not 0 < seconds <= LONGEST_SLO_S:
         raise InvalidInput(
-            f"completion_window {text!r} is no duration such as 24h, 4h or 30m",
+            f"completion_window {text!r} is no duration such as 24h, 4h or 30m, of 30d at most",
             code="invalid_completion_window",
             param="completion_window",
         )
-    return float(int(match[1]) * _UNIT_S[match[2]])
+    return float(seconds)
 
 
 def _window_text(seconds: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 from typing import Annotated, cast
 
@@ -11,6 +10,7 @@ from fastapi import Depends, Header, Request
 from tandemn.control.services import Services
 from tandemn.control.store import replicas
 from tandemn.control.store.records import ReplicaRecord
+from tandemn.control.tokens import token_hash
 from tandemn.errors import NotAllowed, NotFound
 
 
@@ -19,11 +19,6 @@ def services(request: Request) -> Services:
 
 
 ServicesNow = Annotated[Services, Depends(services)]
-
-
-def token_hash(token: str) -> str:
-    """Tokens are random and long, so a plain hash is enough to keep them out of the database."""
-    return hashlib.sha256(token.encode()).hexdigest()
 
 
 async def calling_replica(

@@ -14,7 +14,7 @@ from tandemn.control.api.dependencies import ServicesNow
 from tandemn.control.log_stream import stream_logs
 from tandemn.control.operations import destroy as destroy_job
 from tandemn.control.services import Services
-from tandemn.control.store import chunks, events, files, jobs
+from tandemn.control.store import chunks, events, files, jobs, replicas
 from tandemn.control.store.records import JobRecord
 from tandemn.control.views import status, summary
 from tandemn.errors import Conflict, InvalidInput
@@ -50,7 +50,9 @@ async def list_jobs(
     now = services.clock.now()
 
     def read(connection: Connection) -> JobList:
-        found = jobs.page(connection, limit=limit, after=after, states=_states(state))
+        ids = replicas.live_jobs(connection) if state == "live" else None
+        states = None if state == "live" else _states(state)
+        found = jobs.page(connection, limit=limit, after=after, states=states, with_live_replicas=ids)
         shown = found[:limit]
         return JobList(
             jobs=[summary(connection, job, now=now) for job in shown],
@@ -74,7 +76,7 @@ def _states(state: str | None) -> tuple[str, ...] | None:
         f"no such state: {state}",
         code="invalid_state",
         param="state",
-        next_step=f"states: active, ended, {', '.join(JobState)}",
+        next_step=f"states: active, ended, live, {', '.join(JobState)}",
     )
 
 

@@ -15,6 +15,7 @@ from tandemn.batch.queue import Token
 from tandemn.control import names
 from tandemn.control.api.dependencies import CallingReplica, ServicesNow
 from tandemn.control.api.ranges import parse_range
+from tandemn.control.inputs import input_of
 from tandemn.control.services import Services
 from tandemn.control.store import chunks, events, jobs, replicas
 from tandemn.control.store.records import JobRecord, ReplicaRecord
@@ -93,7 +94,8 @@ def _record_beat(
     """Keep what it said; True where its state changed by it."""
     values: dict[str, object] = {"last_seen": now, "beat": beat.model_dump(mode="json")}
     before = replica.beat
-    if before is not None and replica.last_seen is not None and now > replica.last_seen:
+    # Paces only between two beats of a working replica: the time in which it loaded is none of its pace.
+    if before and before.state == "running" and replica.last_seen is not None and now > replica.last_seen:
         passed = now - replica.last_seen
         values["beat_rate"] = {
             "requests_per_s": max(0, beat.requests_done - before.requests_done) / passed,
@@ -184,15 +186,6 @@ async def _described(
 async def _input_url(services: Services, job: JobRecord, replica: ReplicaRecord) -> str:
     store, name = input_of(services, job)
     return await store.sign_get(name, URL_S) or f"/api/replicas/{replica.replica_id}/input"
-
-
-def input_of(services: Services, job: JobRecord) -> tuple[ObjectStore, str]:
-    """Find the job's input: in the object store, or in a bucket of the user's."""
-    if job.input_url is None:
-        assert job.input_object is not None, "a job has one input"
-        return services.objects, job.input_object
-    folder, _, name = job.input_url.rpartition("/")
-    return ObjectStore.open(folder), name
 
 
 @router.get("/input")

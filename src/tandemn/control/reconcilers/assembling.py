@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tandemn.batch.assembly import AssemblyNames, ChunkObjects, UnfinishedChunk, assemble
 from tandemn.batch.split import ChunkRange
 from tandemn.control import names
-from tandemn.control.api.replicas import input_of
+from tandemn.control.inputs import input_of
 from tandemn.control.store import chunks
 from tandemn.errors import Broken
 from tandemn.protocol.jobs import JobState

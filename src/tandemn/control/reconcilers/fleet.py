@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from typing import TYPE_CHECKING, Any, assert_never
 
 import structlog
 
+from tandemn import prices
 from tandemn.batch import lifecycle
-from tandemn.control.api.dependencies import token_hash
+from tandemn.control import cost
 from tandemn.control.operations import move_swap
 from tandemn.control.store import chunks, events, jobs, replicas
+from tandemn.control.tokens import new_token, token_hash
 from tandemn.errors import Conflict, NextOffer, Retryable, TandemnError
 from tandemn.events import EventKind
 from tandemn.fleet import reconcile
 from tandemn.fleet.launchers.launcher import LaunchSpec
 from tandemn.fleet.reconcile import Presence
 from tandemn.fleet.replica import advance
+from tandemn.ledger.budget import Advice
 from tandemn.protocol.jobs import JobState, ReplicaConfig
 from tandemn.protocol.replicas import ReplicaState
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from tandemn.control.services import Services
     from tandemn.control.store.chunks import ChunkTotals
     from tandemn.control.store.records import JobRecord, ReplicaRecord
+    from tandemn.ledger.budget import Verdict
 
 _log = structlog.get_logger()
 
@@ -38,7 +41,11 @@ async def step(services: Services, job: JobRecord) -> bool:
     fleet = await services.database.run(replicas.of_job, job.job_id)
     fleet = await _adopt(services, fleet)
     observed = await _observe(services, fleet)
-    decided = reconcile.decide(_facts(services, job, fleet, observed), services.clock.now())
+    room = await _room(services, job, fleet)
+    persist = _may_persist(job) and await _is_within_budget(services, job)
+    since = services.listening_since
+    facts = _facts(job, fleet, observed, room, persist=persist, listening_since=since)
+    decided = reconcile.decide(facts, services.clock.now())
     for action in decided:
         await _apply(services, job, {each.replica_id: each for each in fleet}, action)
     if job.state.has_ended or job.state is JobState.ASSEMBLING:
@@ -75,24 +82,41 @@ async def _observe(services: Services, fleet: list[ReplicaRecord]) -> dict[str, 
     return presence
 
 
+async def _room(services: Services, job: JobRecord, fleet: list[ReplicaRecord]) -> int:
+    """How many more replicas may be launched; looked up only where some wait for it."""
+    if not any(each.state is ReplicaState.PENDING for each in fleet):
+        return 0
+    return await asyncio.to_thread(services.launchers[job.cloud or "local"].room)
+
+
 def _facts(
-    services: Services, job: JobRecord, fleet: list[ReplicaRecord], observed: dict[str, Presence]
+    job: JobRecord,
+    fleet: list[ReplicaRecord],
+    observed: dict[str, Presence],
+    room: int,
+    *,
+    persist: bool,
+    listening_since: float,
 ) -> reconcile.Fleet:
-    pending = any(each.state is ReplicaState.PENDING for each in fleet)
-    room = services.launchers[job.cloud or "local"].room() if pending else 0
     return reconcile.Fleet(
         wanted=tuple(group["wanted"] for group in job.groups),
         replicas=tuple(
-            _fact(each, observed.get(each.replica_id, Presence.GONE), services.listening_since)
-            for each in fleet
+            _fact(each, observed.get(each.replica_id, Presence.GONE), listening_since) for each in fleet
         ),
         swap=_swap_fact(job),
         needs_replicas=job.state in _NEEDS_REPLICAS,
-        persist=job.spec.persist
-        and job.state is not JobState.CANCELLING
-        and job.outcome in {None, JobState.COMPLETED},
+        persist=persist,
         may_start=room,
     )
+
+
+def _may_persist(job: JobRecord) -> bool:
+    ends_well = job.state is not JobState.CANCELLING and job.outcome in {None, JobState.COMPLETED}
+    return job.spec.persist and ends_well
+
+
+async def _is_within_budget(services: Services, job: JobRecord) -> bool:
+    return await services.database.run(_over_budget, job, services.clock.now()) is None
 
 
 def _swap_fact(job: JobRecord) -> reconcile.Swap | None:
@@ -186,8 +210,11 @@ async def _move_swap(services: Services, job: JobRecord, action: reconcile.MoveS
 
 async def _launch(services: Services, job: JobRecord, replica: ReplicaRecord) -> None:
     """Record the intent, launch, record the handle. A death in between is mended by `_adopt`."""
+    config = ReplicaConfig.model_validate(replica.config)
+    launcher = services.launchers[replica.launcher]
+    price = await asyncio.to_thread(launcher.price, config, services.clock.now())
     now = services.clock.now()
-    token = secrets.token_urlsafe(32)
+    token = new_token()
     advance(replica.state, ReplicaState.LAUNCHING)
 
     def record(connection: Connection) -> bool:
@@ -202,6 +229,7 @@ async def _launch(services: Services, job: JobRecord, replica: ReplicaRecord) ->
             replica_id=replica.replica_id,
             config=replica.config,
             launcher=replica.launcher,
+            **prices.to_event(price),
         )
         return replicas.change(
             connection,
@@ -216,12 +244,12 @@ async def _launch(services: Services, job: JobRecord, replica: ReplicaRecord) ->
     spec = LaunchSpec(
         replica_id=replica.replica_id,
         job_id=job.job_id,
-        config=ReplicaConfig.model_validate(replica.config),
+        config=config,
         server_url=services.server_url,
         token=token,
     )
     try:
-        handle = await asyncio.to_thread(services.launchers[replica.launcher].launch, spec)
+        handle = await asyncio.to_thread(launcher.launch, spec)
     except (TandemnError, OSError) as exc:
         code = exc.code if isinstance(exc, TandemnError) else "launch_failed"
         passing = isinstance(exc, (NextOffer, Retryable, OSError))
@@ -341,7 +369,9 @@ async def _move(services: Services, job_id: str) -> bool:
 
     def load_and_move(connection: Connection) -> bool:
         job = jobs.get(connection, job_id)
-        facts = _job_facts(job, chunks.totals(connection, job_id), replicas.of_job(connection, job_id))
+        over_budget = _over_budget(connection, job, now)
+        totals, fleet = chunks.totals(connection, job_id), replicas.of_job(connection, job_id)
+        facts = _job_facts(job, totals, fleet, over_budget)
         move = lifecycle.decide(facts, now)
         if move is None:
             return False
@@ -355,6 +385,9 @@ async def _move(services: Services, job_id: str) -> bool:
             values["started_at"] = now
         if move.to is JobState.CANCELLING:
             values |= {"outcome": move.outcome.value if move.outcome else None, "cancelling_at": now}
+        if move.outcome is JobState.OVER_BUDGET and over_budget is not None:
+            values["code"] = JobState.OVER_BUDGET.value
+            _tell_over_budget(connection, job, over_budget, now)
         return jobs.move(
             connection, job_id, to=move.to, frm=(job.state,), now=now, reason=move.reason, **values
         )
@@ -365,7 +398,30 @@ async def _move(services: Services, job_id: str) -> bool:
     return moved
 
 
-def _job_facts(job: JobRecord, totals: ChunkTotals, fleet: list[ReplicaRecord]) -> lifecycle.Facts:
+def _over_budget(connection: Connection, job: JobRecord, now: float) -> Verdict | None:
+    """Why the job's budget does not let it go on; None: it does, or there is none."""
+    if job.spec.budget_usd is None:
+        return None
+    verdict = cost.verdict(connection, job, now=now)
+    return None if verdict.advice is Advice.GO_ON else verdict
+
+
+def _tell_over_budget(connection: Connection, job: JobRecord, verdict: Verdict, now: float) -> None:
+    events.append(
+        connection,
+        EventKind.BUDGET_REACHED,
+        now=now,
+        job_id=job.job_id,
+        budget_usd=str(job.spec.budget_usd),
+        spent_usd=str(verdict.spent_usd),
+        usd_per_hour=str(verdict.usd_per_hour),
+        reason=verdict.reason,
+    )
+
+
+def _job_facts(
+    job: JobRecord, totals: ChunkTotals, fleet: list[ReplicaRecord], over_budget: Verdict | None
+) -> lifecycle.Facts:
     live = [each for each in fleet if not each.state.has_ended]
     return lifecycle.Facts(
         state=job.state,
@@ -378,4 +434,5 @@ def _job_facts(job: JobRecord, totals: ChunkTotals, fleet: list[ReplicaRecord]) 
         replicas_live=len(live),
         replicas_started=sum(1 for each in live if each.launched_at is not None),
         replicas_begun=sum(1 for each in live if each.began_at is not None),
+        over_budget=over_budget.reason if over_budget is not None else None,
     )

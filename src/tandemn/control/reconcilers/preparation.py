@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from tandemn.batch.input_process import load_index, validate_input
 from tandemn.batch.split import chunk_size, split
 from tandemn.control import names
-from tandemn.control.api.replicas import input_of
+from tandemn.control.cost import SHUTDOWN_S
+from tandemn.control.inputs import input_of
 from tandemn.control.operations import check_local
 from tandemn.control.reconcilers import fleet
 from tandemn.control.store import chunks, events, jobs, replicas
@@ -17,6 +19,7 @@ from tandemn.errors import TandemnError
 from tandemn.events import EventKind
 from tandemn.fleet.engines.adapters import adapters, choose
 from tandemn.fleet.engines.engine import EngineName, EngineSpec
+from tandemn.ledger import budget
 from tandemn.protocol.jobs import JobState, LineErrorView, ReplicaConfig
 from tandemn.protocol.replicas import Market
 
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     from tandemn.control.store.records import JobRecord
 
 #: Tokens a second that one local replica is taken to generate until it has shown what it does; it decides
-#: how large chunks are, nothing else. The demo model makes some 15,000 on one core, real ones on a CPU fewer.
+#: how large chunks are and what the job is expected to cost, nothing else. The demo model makes some 15,000 on one core, real ones on a CPU fewer.
 LOCAL_TOKENS_PER_S = {EngineName.LLAMACPP: 8000.0, EngineName.VLLM: 2000.0, EngineName.SIMULATED: 8000.0}
 #: Output of a request whose limit is not known, in tokens.
 USUAL_OUTPUT_TOKENS = 256
@@ -137,6 +140,9 @@ async def plan(services: Services, job: JobRecord) -> bool:
     config = _config(job)
     await asyncio.to_thread(_check_engine, services, job, engine, config)
     count = job.spec.replicas or 1
+    cost_usd, usd_per_hour = await _expected_cost(services, job, engine, config, count)
+    if not job.spec.force:
+        budget.check_plan(cost_usd, usd_per_hour, budget_usd=job.spec.budget_usd, shutdown_s=SHUTDOWN_S)
     index = await load_index(services.objects, names.index_object(job.job_id))
     size = job.spec.chunk_size or chunk_size(
         job.requests,
@@ -171,6 +177,8 @@ async def plan(services: Services, job: JobRecord) -> bool:
             replicas=count,
             chunks=len(ranges),
             chunk_size=size,
+            cost_usd=str(cost_usd) if cost_usd is not None else None,
+            usd_per_hour=str(usd_per_hour) if usd_per_hour is not None else None,
         )
         return jobs.move(
             connection,
@@ -189,6 +197,19 @@ async def plan(services: Services, job: JobRecord) -> bool:
         await services.objects.delete(names.index_object(job.job_id))
     services.pulse.beat(job.job_id)
     return moved
+
+
+async def _expected_cost(
+    services: Services, job: JobRecord, engine: EngineName, config: ReplicaConfig, count: int
+) -> tuple[Decimal | None, Decimal | None]:
+    """Expect USD in all, and USD an hour while `count` replicas run; None where no price is known."""
+    launcher = services.launchers[job.cloud or "local"]
+    price = await asyncio.to_thread(launcher.price, config, services.clock.now())
+    if price is None:
+        return None, None
+    busy_s = job.requests * _output_tokens(job) / LOCAL_TOKENS_PER_S[engine]
+    cost_usd = price.usd_per_hour * Decimal(repr(busy_s)) / 3600
+    return cost_usd, price.usd_per_hour * count
 
 
 def _config(job: JobRecord) -> ReplicaConfig:

@@ -11,7 +11,7 @@ import structlog
 
 from tandemn.control.reconcilers import ending, fleet, preparation
 from tandemn.control.store import jobs, replicas
-from tandemn.errors import Retryable, Superseded, TandemnError
+from tandemn.errors import Conflict, Retryable, Superseded, TandemnError
 from tandemn.protocol.jobs import JobState
 
 if TYPE_CHECKING:
@@ -29,6 +29,10 @@ FAILED_STEPS = 30
 HALT_S = 3.0
 #: Jobs whose steps run at a time.
 PARALLEL = 16
+#: How often a computing job's queue is compared with its chunk table.
+AUDIT_S = 30.0
+#: Jobs of which the time of the last audit is kept before ended ones are forgotten.
+AUDITS_KEPT = 10_000
 
 
 class Supervisor:
@@ -39,6 +43,7 @@ class Supervisor:
         self._steps: dict[str, asyncio.Task[None]] = {}
         self._failures: dict[str, int] = {}
         self._room = asyncio.Semaphore(PARALLEL)
+        self._audited: dict[str, float] = {}
         self._is_halted = False
         self.failed_steps = 0
 
@@ -75,6 +80,8 @@ class Supervisor:
 
     def _forget(self, job_id: str, _task: asyncio.Task[None]) -> None:
         self._steps.pop(job_id, None)
+        if len(self._audited) > AUDITS_KEPT:
+            self._audited = {known: at for known, at in self._audited.items() if known in self._steps}
 
     async def _step(self, job_id: str) -> None:
         """One step, with its failure counted: a job that cannot be moved ends instead of hanging."""
@@ -82,6 +89,7 @@ class Supervisor:
             try:
                 while await step(self._services, job_id):
                     pass
+                await self._audit(job_id)
                 self._failures.pop(job_id, None)
             except Superseded:
                 pass  # the record moved on; the next round sees where to
@@ -99,6 +107,15 @@ class Supervisor:
                 if count >= FAILED_STEPS or (isinstance(exc, TandemnError) and not passing):
                     with suppress(Retryable):
                         await preparation.fail(self._services, job_id, exc)
+
+    async def _audit(self, job_id: str) -> None:
+        """See now and then that the queue still knows every unfinished chunk: a hang is worse than a look."""
+        now = self._services.clock.now()
+        if now - self._audited.setdefault(job_id, now) < AUDIT_S:
+            return
+        self._audited[job_id] = now
+        with suppress(Conflict):
+            await self._services.desk.open(job_id)
 
 
 async def step(services: Services, job_id: str) -> bool:

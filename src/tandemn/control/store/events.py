@@ -10,6 +10,8 @@ from tandemn.control.store.records import EventRecord, record
 from tandemn.control.store.schema import events
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tandemn.events import EventKind
 
 
@@ -39,4 +41,14 @@ def of_job(connection: Connection, job_id: str, *, after: int, limit: int) -> li
         .order_by(events.c.seq)
         .limit(limit)
     )
+    return [record(EventRecord, row) for row in connection.execute(query)]
+
+
+def of_kinds(
+    connection: Connection, kinds: Sequence[EventKind], *, job_id: str | None = None
+) -> list[EventRecord]:
+    """Read every event of these kinds, oldest first, of one job or of all."""
+    query = select(events).where(events.c.kind.in_([kind.value for kind in kinds])).order_by(events.c.seq)
+    if job_id is not None:
+        query = query.where(events.c.job_id == job_id)
     return [record(EventRecord, row) for row in connection.execute(query)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, and_, or_, select, update
+from sqlalchemy import Connection, and_, func, or_, select, update
 
 from tandemn.control.store import events
 from tandemn.control.store.records import JobRecord, job_record
@@ -85,10 +85,20 @@ def resolve(connection: Connection, name: str) -> JobRecord:
 
 
 def page(
-    connection: Connection, *, limit: int, after: str | None, states: tuple[str, ...] | None
+    connection: Connection,
+    *,
+    limit: int,
+    after: str | None,
+    states: tuple[str, ...] | None,
+    with_live_replicas: list[str] | None = None,
 ) -> list[JobRecord]:
-    """Up to `limit` + 1 jobs, newest first: one more than asked tells that there is a next page."""
+    """Up to `limit` + 1 jobs, newest first: one more than asked tells that there is a next page.
+
+    With `with_live_replicas`, those jobs and all that have not ended.
+    """
     query = select(jobs)
+    if with_live_replicas is not None:
+        query = query.where(or_(jobs.c.job_id.in_(with_live_replicas), jobs.c.state.not_in(ENDED)))
     if states is not None:
         query = query.where(jobs.c.state.in_(states))
     if after:
@@ -101,6 +111,11 @@ def page(
         )
     query = query.order_by(jobs.c.created_at.desc(), jobs.c.job_id.desc()).limit(limit + 1)
     return [job_record(row) for row in connection.execute(query)]
+
+
+def count(connection: Connection) -> int:
+    """Return how many jobs there are."""
+    return connection.execute(select(func.count()).select_from(jobs)).scalar_one()
 
 
 def active(connection: Connection) -> list[JobRecord]:

@@ -92,6 +92,13 @@ def live(connection: Connection) -> list[ReplicaRecord]:
     return [replica_record(row) for row in connection.execute(query)]
 
 
+def live_jobs(connection: Connection) -> list[str]:
+    """Name the jobs, ended ones too, of which a replica has not ended."""
+    return list(
+        connection.scalars(select(replicas.c.job_id).where(replicas.c.state.not_in(ENDED)).distinct())
+    )
+
+
 def change(connection: Connection, replica_id: str, /, **values: Any) -> bool:
     """Set columns of a replica that has not ended; False where it has."""
     return bool(

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from tandemn.fleet.reconcile import Presence
     from tandemn.fleet.remains import Remains
+    from tandemn.prices import Price
     from tandemn.protocol.jobs import ReplicaConfig
 
 #: What a launcher needs to find its replica again; it alone reads it. JSON.
@@ -35,6 +36,10 @@ class Launcher(Protocol):
 
     def room(self) -> int:
         """How many more replicas could be launched now."""
+        ...
+
+    def price(self, config: ReplicaConfig, now: float) -> Price | None:
+        """What a replica of this configuration costs if it is launched now; None: not known, never 0 for it."""
         ...
 
     def launch(self, spec: LaunchSpec) -> Handle:

@@ -13,12 +13,14 @@ import signal
 import subprocess
 from collections import deque
 from contextlib import suppress
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import psutil
 
 from tandemn.fleet import remains
 from tandemn.fleet.reconcile import Presence
+from tandemn.prices import Price
 from tandemn.settings import python_executable
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
     from tandemn.fleet.launchers.launcher import Handle, LaunchSpec
     from tandemn.fleet.remains import Remains
+    from tandemn.protocol.jobs import ReplicaConfig
 
 #: Process start times are read with this much tolerance, in seconds.
 _SAME_START_S = 0.02
@@ -37,15 +40,23 @@ class LocalLauncher:
 
     name = "local"
 
-    def __init__(self, home: Path, slots: int) -> None:
+    def __init__(self, home: Path, slots: int, *, usd_per_hour: Decimal | None = None) -> None:
         self._home = home
         self._slots = slots
+        self._usd_per_hour = usd_per_hour
         #: Our own children, to be reaped; adopted ones are init's.
         self._children: dict[int, subprocess.Popen[bytes]] = {}
 
     def room(self) -> int:
         self._reap()
         return max(0, self._slots - sum(1 for _ in self._runners()))
+
+    def price(self, config: ReplicaConfig, now: float) -> Price:
+        """This machine is there anyway: a replica of any configuration is free, where nothing else is set."""
+        del config
+        if self._usd_per_hour is None:
+            return Price(usd_per_hour=Decimal(0), source="local machine", at=now)
+        return Price(usd_per_hour=self._usd_per_hour, source="TANDEMN_LOCAL_USD_PER_HOUR", at=now)
 
     def launch(self, spec: LaunchSpec) -> Handle:
         work = self._work(spec.replica_id)

@@ -1,0 +1,221 @@
+"""`tandemn plan` and `tandemn quota`: what would run where, at what price, and why; nothing is launched."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tandemn.cli import options
+from tandemn.cli.connection import connect
+from tandemn.cli.deploy import check_input, is_remote, split_names
+from tandemn.cli.display import upload_display
+from tandemn.cli.output import emit, note, say
+from tandemn.cli.text import duration, parse_slo, table
+from tandemn.errors import InvalidInput, TandemnError
+from tandemn.placement.catalog.skypilot import load_offers
+from tandemn.placement.deployments import deployment_options, to_json
+from tandemn.placement.models import shape_of
+from tandemn.placement.throughput import RooflinePredictor
+from tandemn.protocol.jobs import JobSpec
+from tandemn.protocol.plans import PlanAnswer, PlanRow
+
+app = typer.Typer(rich_markup_mode=None)
+
+#: Fallbacks and losers that a person is shown; `--json` has all.
+SHOWN = 8
+#: Where SkyPilot keeps its catalogs.
+CATALOGS = Path("~/.sky/catalogs")
+
+
+@app.command("plan")
+def plan(
+    *,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="MODEL INPUT", help="As for deploy; without INPUT, a deployment is planned."),
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help="The model, where MODEL is not given.")] = None,
+    slo: Annotated[str | None, typer.Option("--slo", help="Deadline of the job: 4h, 30m.")] = None,
+    gpu: Annotated[str | None, typer.Option("--gpu", help="Only this GPU type; auto: any.")] = None,
+    gpu_count: Annotated[
+        int | None, typer.Option("--gpu-count", min=1, help="GPUs of a deployment's replica.")
+    ] = None,
+    max_model_len: Annotated[
+        int, typer.Option("--max-model-len", min=1, help="Context of a deployment, in tokens.")
+    ] = 4096,
+    max_output_tokens: Annotated[
+        int | None, typer.Option("--max-output-tokens", help="Longest answer of the job.")
+    ] = None,
+    cloud: Annotated[str | None, typer.Option("--cloud", help="Only this cloud.")] = None,
+    region: Annotated[str | None, typer.Option("--region", help="Only this region.")] = None,
+    tp: Annotated[int | None, typer.Option("--tp", help="GPUs a replica splits each layer over.")] = None,
+    pp: Annotated[int | None, typer.Option("--pp", help="Stages a replica splits the layers into.")] = None,
+    replicas: Annotated[int | None, typer.Option("--replicas", help="How many replicas.")] = None,
+    on_demand: Annotated[bool, typer.Option("--on-demand", help="No spot instances.")] = False,
+    budget: Annotated[str | None, typer.Option("--budget", metavar="USD", help="Most it may cost.")] = None,
+    skip_invalid: Annotated[bool, typer.Option("--skip-invalid", help="Leave bad lines out.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Plan although the deadline is missed.")] = False,
+    as_json: options.AsJson = False,
+    _verbose: options.Verbose = False,
+) -> None:
+    """Plan a job (MODEL INPUT --slo) or a deployment (--model --gpu): configurations, prices, times, reasons.
+
+    Exit codes: 0 planned, 2 wrong usage or input, 3 no plan meets the deadline or budget; then the error says
+    what would.
+
+    Examples:
+        tandemn plan Qwen/Qwen3-32B requests.jsonl --slo 4h
+        tandemn plan Qwen/Qwen3-32B requests.jsonl --slo 4h --gpu H100 --on-demand --json
+        tandemn plan --model Qwen/Qwen3-0.6B --gpu L4
+    """
+    if model is not None and not names:
+        _plan_deployment(model, gpu, gpu_count, max_model_len, force=force, as_json=as_json)
+        return
+    model, source = split_names(names or [], model)
+    if slo is None:
+        raise InvalidInput("--slo is missing: a job has a deadline", code="wrong_usage", param="slo")
+    spec = options.checked(
+        JobSpec,
+        {"budget_usd": "--budget", "slo_s": "--slo", "model": "MODEL"},
+        model=model,
+        slo_s=parse_slo(slo),
+        max_output_tokens=max_output_tokens,
+        cloud=cloud,
+        region=region,
+        gpu=gpu,
+        tp=tp,
+        pp=pp,
+        replicas=replicas,
+        on_demand=on_demand,
+        budget_usd=budget,
+        skip_invalid=skip_invalid,
+        force=force,
+    )
+    if not is_remote(source):
+        check_input(Path(source))
+    answer = asyncio.run(_plan_job(spec, source))
+    if as_json:
+        emit(answer)
+    else:
+        _show(answer)
+
+
+async def _plan_job(spec: JobSpec, source: str) -> PlanAnswer:
+    async with connect() as client:
+        if is_remote(source):
+            return await client.plan(spec.model_copy(update={"input_url": source}))
+        path = Path(source)
+        with upload_display(path) as on_bytes:
+            file = await client.upload(path, on_bytes)
+        try:
+            return await client.plan(spec.model_copy(update={"input_file_id": file.id}))
+        finally:
+            # The file was uploaded to be counted; a plan leaves nothing behind.
+            with suppress(TandemnError):
+                await client.delete_file(file.id)
+
+
+def _show(answer: PlanAnswer) -> None:
+    work = answer.workload
+    say(
+        f"{work.requests:,} requests of {work.input_tokens_mean:,.0f} + {work.output_tokens_mean:,.0f} tokens "
+        f"on average ({work.basis})"
+    )
+    heads = ("", "replicas", "configuration", "market", "where", "$/h", "cost $", "time", "margin", "why")
+    rows = [row for row in answer.plan if row.rank <= SHOWN]
+    say(table(heads, [_cells(row) for row in rows]))
+    left = len({row.rank for row in answer.plan}) - len({row.rank for row in rows})
+    if left:
+        say(f"and {left} more fallbacks (--json has all)")
+    for loser in answer.losers[:SHOWN]:
+        say(f"not {loser.what}: {loser.reason}")
+    if len(answer.losers) > SHOWN:
+        say(f"and {len(answer.losers) - SHOWN} more that lost (--json has all)")
+    note(answer.warnings)
+    note(sorted({f"prices: {row.price_source}, {row.price_date}" for row in rows}))
+
+
+def _cells(row: PlanRow) -> tuple[str, ...]:
+    layout = f"{row.gpu} tp{row.tp}" + (f" pp{row.pp}" if row.pp > 1 else "")
+    return (
+        "plan" if row.rank == 0 else str(row.rank),
+        str(row.replicas),
+        f"{layout} on {row.instances} x {row.instance_type}",
+        row.market,
+        row.zone or row.region or row.provider,
+        f"{row.usd_per_hour:.2f}",
+        f"{row.expected_usd:.2f}",
+        duration(row.expected_finish_s),
+        duration(row.margin_s) if row.margin_s >= 0 else f"-{duration(-row.margin_s)}",
+        row.reason,
+    )
+
+
+def _plan_deployment(
+    model: str, gpu: str | None, gpu_count: int | None, context: int, *, force: bool, as_json: bool
+) -> None:
+    if gpu is None:
+        raise InvalidInput(
+            "--gpu is missing: a deployment names its GPU",
+            code="wrong_usage",
+            param="gpu",
+            next_step="`--gpu auto` lets the planner choose; for a job, give INPUT",
+        )
+    found = deployment_options(
+        shape_of(model),
+        load_offers(CATALOGS.expanduser()),
+        RooflinePredictor(),
+        context=context,
+        gpu=gpu,
+        gpu_count=gpu_count,
+        force=force,
+    )
+    rows = to_json(found)
+    if as_json:
+        emit({"options": rows})
+        return
+    heads = list(rows[0])
+    say(
+        table(heads, [["unknown" if row[head] is None else str(row[head]) for head in heads] for row in rows])
+    )
+
+
+@app.command("quota")
+def quota(
+    *,
+    region: Annotated[
+        list[str] | None, typer.Option("--region", help="Only this region; repeatable.")
+    ] = None,
+    as_json: options.AsJson = False,
+    _verbose: options.Verbose = False,
+) -> None:
+    """Show AWS's vCPU quotas by region, family and market, and what of them is in use.
+
+    Examples:
+        tandemn quota
+        tandemn quota --region us-east-1 --json
+    """
+
+    async def read() -> None:
+        async with connect() as client:
+            answer = await client.quota(region or [])
+        if as_json:
+            emit(answer)
+            return
+        heads = ("region", "family", "market", "limit", "used", "free")
+        rows = [
+            (
+                each.region,
+                each.family,
+                each.market,
+                *map(str, (each.limit_vcpus, each.used_vcpus, each.free_vcpus)),
+            )
+            for each in answer.quotas
+        ]
+        say(table(heads, rows))
+
+    asyncio.run(read())

@@ -1,0 +1,102 @@
+"""SkyPilot's catalog as a feed of offers: `~/.sky/catalogs/v*/<cloud>/vms.csv`, read as it lies there."""
+
+from __future__ import annotations
+
+import csv
+import re
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from tandemn.placement.catalog.offers import (
+    Offer,
+    aws_quota_family,
+    gpu_or_none,
+    money,
+    serverless_offers,
+    table_offers,
+)
+from tandemn.protocol.replicas import Market
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+#: Rows read of one file at most: AWS's has about 100,000 (2026).
+MAX_ROWS = 2_000_000
+
+
+def load_offers(catalogs: Path | None) -> tuple[Offer, ...]:
+    """Every offer: SkyPilot's for the clouds that it has, the package's table for the rest.
+
+    Args:
+        catalogs: SkyPilot's catalog folder (`~/.sky/catalogs`), or None.
+    """
+    live = tuple(read_catalogs(catalogs)) if catalogs is not None else ()
+    clouds = {offer.provider for offer in live}
+    table = [offer for offer in table_offers() if offer.market is not Market.SERVERLESS]
+    return (*live, *(offer for offer in table if offer.provider not in clouds), *serverless_offers())
+
+
+def read_catalogs(catalogs: Path) -> Iterator[Offer]:
+    """Offers of the newest schema version present; a file that cannot be read yields none."""
+    versions = sorted(
+        (folder for folder in catalogs.glob("v*") if re.fullmatch(r"v\d+", folder.name)),
+        key=lambda folder: int(folder.name[1:]),
+    )
+    if not versions:
+        return
+    for file in sorted(versions[-1].glob("*/vms.csv")):
+        yield from read_vms(file, provider=file.parent.name)
+
+
+def read_vms(path: Path, *, provider: str) -> list[Offer]:
+    """Offers of one `vms.csv`: on-demand by region, spot by zone. Rows without a known GPU are left out."""
+    try:
+        as_of = datetime.fromtimestamp(path.stat().st_mtime, UTC).date().isoformat()
+        with path.open(newline="", encoding="utf-8") as file:
+            offers: dict[tuple[str, str, str | None, Market], Offer] = {}
+            for count, row in enumerate(csv.DictReader(file)):
+                if count >= MAX_ROWS:
+                    break
+                for offer in _offers(row, provider, as_of):
+                    offers.setdefault((offer.instance_type, offer.region, offer.zone, offer.market), offer)
+            return list(offers.values())
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return []
+
+
+def _offers(row: Mapping[str, str | None], provider: str, as_of: str) -> Iterator[Offer]:
+    gpu = gpu_or_none(row.get("AcceleratorName") or "")
+    count = _number(row.get("AcceleratorCount"))
+    name, region = row.get("InstanceType") or "", row.get("Region") or ""
+    if gpu is None or not name or count < 1 or count != int(count):
+        return
+    prices = (
+        (Market.ON_DEMAND, "Price", None),
+        (Market.SPOT, "SpotPrice", row.get("AvailabilityZone") or None),
+    )
+    for market, column, zone in prices:
+        yield Offer(
+            provider=provider,
+            region=region,
+            zone=zone,
+            instance_type=name,
+            gpu=gpu,
+            gpus=int(count),
+            vcpus=int(_number(row.get("vCPUs"))),
+            ram_gib=int(_number(row.get("MemoryGiB"))),
+            arch=row.get("Arch") or "x86_64",
+            market=market,
+            usd_per_hour=money(row.get(column)),
+            quota_family=aws_quota_family(name) if provider == "aws" else None,
+            source="SkyPilot catalog",
+            as_of=as_of,
+        )
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(Decimal(text or "0"))
+    except ArithmeticError:
+        return 0.0

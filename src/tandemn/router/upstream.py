@@ -1,0 +1,162 @@
+"""Connections to a backend: opened with limits, kept alive, pooled, and given up when the peer falls silent."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from typing import TYPE_CHECKING, Final, cast
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tandemn.router.table import Backend, Limits
+
+#: Idle connections kept per backend.
+MAX_IDLE: Final = 1024
+#: Seconds after which an idle connection is closed: below the shortest keep-alive of common servers (uvicorn's
+#: is 5 s), or each first request after a pause would meet a connection that its peer is just closing.
+IDLE_S: Final = 4.0
+#: Bytes waiting for a slow peer before its source is paused.
+HIGH_WATER: Final = 128 << 10
+
+#: Connection attempts that failed: what the user can do is the same for all of them.
+CONNECT_ERRORS: Final = (OSError, ssl.SSLError, TimeoutError, ssl.CertificateError)
+
+
+class Upstream(asyncio.Protocol):
+    """One connection to a backend; `feed` takes what arrives, for whoever uses it now."""
+
+    __slots__ = ("feed", "idle_since", "is_reused", "lost", "paused", "pool", "transport", "write")
+
+    transport: asyncio.Transport
+    write: Callable[[bytes], None]
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self.feed: Callable[[bytes], None] | None = None
+        self.lost: Callable[[Upstream, Exception | None], None] | None = None
+        self.paused: Callable[[bool], None] | None = None
+        self.is_reused = False
+        self.idle_since = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports are no subclass of asyncio's.
+        self.transport = cast("asyncio.Transport", transport)
+        self.write = self.transport.write
+        self.transport.set_write_buffer_limits(HIGH_WATER)
+        watch_silence(transport.get_extra_info("socket"), self.pool.limits.silence_s)
+
+    def data_received(self, data: bytes) -> None:
+        feed = self.feed
+        if feed is None:
+            self.transport.abort()  # bytes outside an answer: the connection cannot be trusted
+        else:
+            feed(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        lost = self.lost
+        self.feed = self.lost = self.paused = None
+        if lost is None:
+            self.pool.forget(self)
+        else:
+            lost(self, exc)
+
+    def pause_writing(self) -> None:
+        if self.paused is not None:
+            self.paused(True)
+
+    def resume_writing(self) -> None:
+        if self.paused is not None:
+            self.paused(False)
+
+    def drop(self) -> None:
+        """Close at once and without a word to its user: what is still on the way is not wanted."""
+        self.feed = self.lost = self.paused = None
+        self.transport.abort()
+
+    def give_back(self, now: float) -> None:
+        """The answer is complete: the connection may carry the next request."""
+        self.feed = self.lost = self.paused = None
+        self.is_reused = True
+        self.idle_since = now
+        self.pool.put(self)
+
+
+class Pool:
+    """The connections of one backend."""
+
+    def __init__(self, backend: Backend, limits: Limits) -> None:
+        parts = urlsplit(backend.url)
+        self.limits = limits
+        self.host = parts.hostname or ""
+        self.port = parts.port or (443 if parts.scheme == "https" else 80)
+        self.tls = tls_context(backend.ca_file) if parts.scheme == "https" else None
+        self._idle: dict[Upstream, None] = {}
+        self._is_closed = False
+
+    def take(self) -> Upstream | None:
+        """The connection that was used last: the least likely to be closed by its peer."""
+        while self._idle:
+            upstream, _ = self._idle.popitem()
+            if not upstream.transport.is_closing():
+                return upstream
+        return None
+
+    async def open(self) -> Upstream:
+        """Connect.
+
+        Raises:
+            OSError: or one of `CONNECT_ERRORS`: it could not.
+        """
+        loop = asyncio.get_running_loop()
+        name = self.host if self.tls is not None else None
+        async with asyncio.timeout(self.limits.connect_s):
+            _, upstream = await loop.create_connection(
+                lambda: Upstream(self), self.host, self.port, ssl=self.tls, server_hostname=name
+            )
+        return upstream
+
+    def put(self, upstream: Upstream) -> None:
+        if self._is_closed or len(self._idle) >= MAX_IDLE or upstream.transport.is_closing():
+            upstream.transport.abort()
+        else:
+            self._idle[upstream] = None
+
+    def forget(self, upstream: Upstream) -> None:
+        self._idle.pop(upstream, None)
+
+    def close_idle(self, before: float) -> None:
+        """Close what has been idle since `before`."""
+        for upstream in [u for u in self._idle if u.idle_since <= before]:
+            del self._idle[upstream]
+            upstream.transport.abort()
+
+    def close(self) -> None:
+        """Close idle connections now and busy ones when they are done."""
+        self._is_closed = True
+        self.close_idle(float("inf"))
+
+
+def tls_context(ca_file: str | None) -> ssl.SSLContext:
+    """Verifying, TLS 1.2 or later, HTTP/1.1 only."""
+    context = ssl.create_default_context(cafile=ca_file)
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def watch_silence(sock: socket.socket, silence_s: float) -> None:
+    """Have the kernel give the peer up after this long: a preempted machine sends no FIN and no RST.
+
+    Keepalive notices it where nothing is under way, TCP_USER_TIMEOUT where bytes wait for an acknowledgement.
+    """
+    interval = max(1, round(silence_s / 4))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if hasattr(socket, "TCP_KEEPIDLE"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, interval)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(silence_s * 1000))

@@ -1,0 +1,1 @@
+"""Deployments: what is asked for, how it scales, and who serves it."""

@@ -1,0 +1,1 @@
+"""Who serves a deployment: one adapter for each provider, behind one seam."""

@@ -1,0 +1,185 @@
+"""The seam of every provider of backends.
+
+Everything remote has a name that follows from the service's name, so that whatever a crash left behind is
+found again: `ensure` and `delete` are safe to repeat, and need nothing but the plan and the name. Calls
+return as soon as the provider has accepted them; what becomes of it is `status`'s business.
+
+Errors say what the caller can do:
+
+    InvalidInput   provider_credentials   sign in again
+                   provider_permission    ask for the permission
+                   provider_refused       change the spec
+    Conflict       provider_conflict      another change is under way, or the name is someone else's
+    NotFound       provider_not_found     there is no such backend
+    NextOffer      NoCapacity, QuotaExceeded
+    Retryable      provider_unavailable   nothing is known to have happened; ask again
+    Broken         startup_failed         stop the billing, read the log
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from decimal import Decimal
+
+    from tandemn.placement.catalog.offers import Offer
+    from tandemn.protocol.deployments import BackendState, DeploymentSpec
+    from tandemn.protocol.replicas import Market
+
+#: What every remote name begins with: `gc` looks for it.
+REMOTE_PREFIX = "tandemn-"
+#: Longest single call to a provider, in seconds; what takes longer counts as a passing fault.
+CALL_S = 60.0
+#: Replicas of a serverless backend at most, where `--workers-max` does not say otherwise: a bound on spending.
+SERVERLESS_REPLICAS = 3
+
+
+def remote_name(service_name: str) -> str:
+    """Name a service's backend at its provider."""
+    return f"{REMOTE_PREFIX}{service_name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Secrets:
+    """What a backend needs and nobody else may see: it is in no plan, record or log."""
+
+    engine_api_key: str = field(repr=False)
+    hf_token: str | None = field(default=None, repr=False)
+
+    def values(self) -> tuple[str, ...]:
+        return tuple(value for value in (self.engine_api_key, self.hf_token) if value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """Who `check` found signed in."""
+
+    provider: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendPlan:
+    """What `ensure` will ask for, decided without asking anyone."""
+
+    provider: str
+    market: Market
+    remote_name: str
+    place: str = ""
+    """Where the provider keeps it, in the provider's own words (project and region); empty: one place only."""
+    request: Mapping[str, Any]
+    """The provider's own request, as JSON, without secrets."""
+    usd_per_hour: Decimal | None = None
+    """List price of one replica while it runs; None: not known."""
+    price_source: str = ""
+    warnings: tuple[str, ...] = ()
+    """What the provider does otherwise than asked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remote:
+    """A backend that a provider has."""
+
+    provider: str
+    remote_name: str
+    remote_id: str
+    place: str = ""
+    url: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        return cls(**value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendStatus:
+    state: BackendState
+    url: str | None = None
+    replicas: int | None = None
+    """Running now; None: the provider does not tell."""
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What a backend cost between two times."""
+
+    usd: Decimal | None
+    """None: the provider does not tell."""
+    source: str
+    """`billed`, or why it is not known."""
+
+
+class Provider(Protocol):
+    """One provider. Network calls are coroutines, end within `CALL_S` and may be cancelled at any await."""
+
+    name: str
+    market: Market
+
+    @classmethod
+    def open(cls, *, project: str | None = None, region: str | None = None) -> Self:
+        """Make one from what the environment configures; nothing is asked of anyone yet.
+
+        Raises:
+            MissingDependency: its SDK is not installed.
+            InvalidInput: `provider_credentials`: nobody is signed in.
+        """
+        ...
+
+    async def check(self) -> Account:
+        """Ask who is signed in: the cheapest call that proves that credentials work."""
+        ...
+
+    def offers(self) -> Sequence[Offer]:
+        """List what can be rented, at list prices."""
+        ...
+
+    def plan(self, spec: DeploymentSpec) -> BackendPlan:
+        """Decide what to ask for. Pure.
+
+        Raises:
+            InvalidInput: what the spec asks for is not to be had here; the message says what is.
+        """
+        ...
+
+    async def ensure(self, plan: BackendPlan, secrets: Secrets) -> Remote:
+        """Create the backend, or make the one of that name what the plan says."""
+        ...
+
+    async def find(self, remote_name: str | None = None, place: str = "") -> Sequence[Remote]:
+        """Find the backends of that name; without one, all that bear our prefix."""
+        ...
+
+    async def status(self, remote: Remote) -> BackendStatus:
+        """Look how it is, without waking it: `DELETED` where the provider does not have it."""
+        ...
+
+    async def scale(self, remote: Remote, min_replicas: int) -> None:
+        """Keep at least so many replicas running."""
+        ...
+
+    def auth(self, secrets: Secrets) -> Mapping[str, str]:
+        """Headers that the backend asks of the router."""
+        ...
+
+    async def delete(self, remote_name: str, place: str = "") -> bool:
+        """Delete all backends of that name; True once the provider says that none is left."""
+        ...
+
+    async def usage(self, remote: Remote, since: float, until: float) -> Usage:
+        """Ask what it cost between two times (Unix seconds)."""
+        ...
+
+    async def logs(self, remote: Remote, lines: int) -> Sequence[str]:
+        """Read the end of its log; empty where the provider has no API for it."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        ...

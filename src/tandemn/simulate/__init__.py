@@ -1,0 +1,1 @@
+"""The product's own decisions in simulated time, on recorded spot traces."""

@@ -1,0 +1,128 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.placement.points import write_points
+
+from tandemn.errors import InvalidInput
+from tandemn.placement.accuracy import measure
+from tandemn.placement.calibration import fit, held_out, read, read_points, write
+from tandemn.placement.throughput import RooflinePredictor, shipped_calibration
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def points(tmp_path_factory):
+    path = write_points(tmp_path_factory.mktemp("points") / "points.csv")
+    return read_points(path)[0]
+
+
+@pytest.fixture(scope="module")
+def fitted(points):
+    return fit(points)
+
+
+def test_fit_recovers_what_made_the_points(points, fitted):
+    rates = fitted.log_rate([p.case for p in points], [p.model for p in points])
+    accuracy = measure(points, rates)
+    assert accuracy.mape < 0.05
+    assert (accuracy.spearman or 0) > 0.99
+    assert fitted.spread["seen"] < 0.1
+
+
+def test_held_out_model_is_predicted_from_the_others(points):
+    assert measure(points, held_out(points, "model")).mape < 0.15
+    assert measure(points, held_out(points, "layout")).mape < 0.1
+
+
+def test_constants_survive_the_file(fitted, points, tmp_path):
+    write(fitted, tmp_path / "c.json")
+    again = read((tmp_path / "c.json").read_text())
+    cases, models = [p.case for p in points], [p.model for p in points]
+    assert again.log_rate(cases, models) == pytest.approx(fitted.log_rate(cases, models), abs=0.01)
+
+
+def test_one_strange_source_does_not_bend_the_others(points):
+    strange = [p if p.model != "qwen3-32b" else _faster(p, 3.0) for p in points]
+    bent = fit(strange)
+    others = [p for p in points if p.model != "qwen3-32b"]
+    rates = bent.log_rate([p.case for p in others], [p.model for p in others])
+    assert measure(others, rates).mape < 0.12
+    assert max(bent.models.values()) <= np.log(1.5) + 1e-9
+
+
+def _faster(point, factor):
+    from dataclasses import replace
+
+    return replace(point, output_tokens_s=point.output_tokens_s * factor)
+
+
+def test_rows_that_cannot_be_used_are_named(tmp_path):
+    path = write_points(tmp_path / "p.csv")
+    with path.open("a") as file:
+        file.write("Qwen3-32B,H100,2,1,bf16,,,8,,100,,\n")
+        file.write("NoSuchModel-9B,H100,2,1,bf16,10,10,8,,100,,\n")
+        file.write("Qwen3-32B,H100,2,1,bf16,10,10,8,,0,,\n")
+        file.write("Qwen3-32B,Z80,2,1,bf16,10,10,8,,5,,\n")
+    points, skipped = read_points(path)
+    assert len(points) == 48
+    assert len(skipped) == 4
+
+
+def test_a_file_without_the_columns_is_an_input_error(tmp_path):
+    (tmp_path / "x.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(InvalidInput):
+        read_points(tmp_path / "x.csv")
+
+
+def test_shipped_constants_have_a_provenance():
+    shipped = shipped_calibration()
+    assert shipped.provenance["sha256"]
+    assert set(shipped.spread) == {"seen", "model", "gpu"}
+
+
+def test_uncertainty_grows_for_what_was_never_measured(points):
+    predictor = RooflinePredictor()
+    seen = points[0].case
+    from dataclasses import replace
+
+    from tandemn.placement.catalog.gpus import gpu_named
+    from tandemn.placement.models import shape_of
+
+    known = predictor.predict([seen])[0]
+    model = predictor.predict([replace(seen, shape=shape_of("phi-4"))])[0]
+    both = predictor.predict([replace(seen, shape=shape_of("phi-4"), gpu=gpu_named("B200"))])[0]
+    assert known.log_sd < model.log_sd < both.log_sd
+    assert known.slow_requests_per_s(1.28) < known.requests_per_s
+    assert predictor.predict([]) == []
+
+
+def test_embeddings_have_a_rate():
+    from tandemn.placement.catalog.gpus import gpu_named
+    from tandemn.placement.models import shape_of
+    from tandemn.placement.roofline import Case
+
+    case = Case(
+        shape=shape_of("bge-large-en-v1.5"),
+        gpu=gpu_named("L4"),
+        input_tokens=256,
+        output_tokens=0,
+        concurrency=256,
+    )
+    prediction = RooflinePredictor().predict([case])[0]
+    assert 10 < prediction.requests_per_s < 10_000
+    assert prediction.output_tokens_per_s == 0
+
+
+def test_benchmark_prints_json(tmp_path):
+    path = write_points(tmp_path / "p.csv")
+    command = [sys.executable, "-m", "benchmarks.placement", "--points", str(path)]
+    for extra, key in (([], "without_model"), (["--no-fit"], "shipped")):
+        done = subprocess.run([*command, *extra], capture_output=True, text=True, cwd=ROOT, check=True)
+        report = json.loads(done.stdout)
+        assert report["points"] == 48
+        assert {"mape", "spearman", "mean_cost_regret", "by_gpu"} <= set(report[key])
