@@ -103,10 +103,10 @@ def test_a_swap_does_not_pause_the_job_and_can_be_cancelled(house, record_proper
     requests = 1500
     job = begin(house, requests, "--replicas", "2", "--chunk-size", "25")
     house.wait_for(lambda: len(watch.computing(house, job)) == 2 and watch.done(house, job) >= 4)
-    tell(house, "swap", job, "--gpu", "H100")
-    cancelled = tell(house, "swap", job, "--cancel")
+    watch.ask(house, "POST", f"{job}/swap", gpu="H100")
+    cancelled = watch.ask(house, "DELETE", f"{job}/swap")
     assert cancelled["swap"]["state"] == "cancelled"
-    tell(house, "swap", job, "--gpu", "L40S")
+    watch.ask(house, "POST", f"{job}/swap", gpu="L40S")
     house.wait(job, "completed")
     assert watch.events(house, job, "swap_ended")[-1]["state"] == "done"
     done = [each["at"] for each in watch.events(house, job, "chunk_completed")]
