@@ -24,6 +24,7 @@ from tandemn.fleet.reconcile import (
     Swap,
     Terminate,
     decide,
+    wanted_after,
 )
 from tandemn.protocol.replicas import Goodbye, Market, ReplicaState
 
@@ -200,6 +201,15 @@ class TestSwap:
         [move] = decide(self.fleet(swap=draining, old=old), NOW)
         assert isinstance(move, MoveSwap)
         assert move.to == "done"
+
+    def test_killing_new_replicas_lowers_the_threshold_and_killing_all_cancels(self):
+        new = replica("n1", group=1, began=True)
+        [move] = decide(replace(self.fleet(new), wanted=(1, 1)), NOW)
+        assert isinstance(move, MoveSwap)
+        assert (move.to, wanted_after((1, 1), new_group=1, to=move.to)) == ("draining", [0, 1])
+        [move] = decide(replace(self.fleet(), wanted=(1, 0)), NOW)
+        assert isinstance(move, MoveSwap)
+        assert (move.to, wanted_after((1, 0), new_group=1, to=move.to)) == ("cancelled", [1, 0])
 
     def test_a_drained_old_replica_ends_as_swapped_out(self):
         draining = replace(self.swap, state="draining")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tandemn.protocol.replicas import Goodbye, Market, ReplicaState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 #: A replica whose process cannot be seen, or is frozen, is ended after this long a silence. Its chunks
 #: went to others long before, when their leases ran out.
@@ -341,6 +341,15 @@ def _swap(fleet: Fleet) -> Iterator[Action]:
         old = [each for each in fleet.replicas if each.group < swap.new_group]
         if all(replica.state.has_ended for replica in old):
             yield MoveSwap(to="done", reason="every old replica has ended")
+
+
+def wanted_after(wanted: Sequence[int], *, new_group: int, to: str) -> list[int]:
+    """Return the replicas wanted by group once a swap has moved to the state `to`."""
+    if to == "draining":
+        return [0 if group < new_group else count for group, count in enumerate(wanted)]
+    if to in {"failed", "cancelled"}:
+        return [0 if group == new_group else count for group, count in enumerate(wanted)]
+    return list(wanted)
 
 
 def _within_room(actions: list[Action], room: int) -> list[Action]:
