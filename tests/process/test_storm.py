@@ -41,7 +41,7 @@ def test_graceful_stops_compute_nothing_twice(house):
     house.wait_for(lambda: watch.computing(house, job))
     swapped = house.run("swap", job, "--gpu", "H100", "--replicas", "2", "--json")
     assert swapped.returncode == 0, swapped.stderr
-    status = house.wait(job, "completed")
+    status = watch.wait(house, job, "completed")
     assert watch.check_output(house, job, [f"r{number}" for number in range(count)]) == []
     assert set(watch.journal(journal).values()) == {1}, "a request was computed twice"
     assert status["requests"]["recomputed"] == 0
