@@ -38,7 +38,7 @@ def refused(house: House, *words: str) -> str:
 def end(house: House, job: str, requests: int) -> None:
     """Cut a job short that has shown what it was to show; every request has its line all the same."""
     assert house.run("cancel", job).returncode == 0
-    house.wait(job, "cancelled")
+    watch.wait(house, job, "cancelled")
     failed = watch.check_output(house, job, [f"r{number}" for number in range(requests)])
     assert {line["error"]["code"] for line in failed} <= {"batch_cancelled"}
     watch.check_nothing_left(house, job)

@@ -14,7 +14,7 @@ from tests.redis_server import redis_server
 
 
 def finish(house, job, requests):
-    status = house.wait(job, "completed")
+    status = watch.wait(house, job, "completed")
     assert status["requests"]["completed"] == requests
     assert watch.check_output(house, job, [f"r{number}" for number in range(requests)]) == []
 
@@ -75,7 +75,7 @@ def test_a_job_that_stops_at_its_deadline_keeps_what_it_has(house, code):
         *("any/model", str(source), "--slo", "12s", "--stop-at-deadline", "--engine", "simulated"),
         *("--cloud", "local", "--chunk-size", "50", "--", "--slots", "8", "--decode-step-s", "0.02"),
     )
-    house.wait(job, "expired")
+    watch.wait(house, job, "expired")
     failed = watch.check_output(house, job, [f"r{number}" for number in range(requests)])
     assert {line["error"]["code"] for line in failed} == {code}
     # Also what was finished of chunks that were not.

@@ -50,6 +50,15 @@ def state(house: House, job_id: str) -> str:
     return str(query(house, "SELECT state FROM jobs WHERE job_id = ?", job_id)[0]["state"])
 
 
+def wait(house: House, job_id: str, wanted: str) -> dict[str, Any]:
+    """Wait until the job has ended in this state; cheaper than a command each time."""
+    ends = {"completed", "failed", "cancelled", "expired", "over_budget"}
+    house.wait_for(lambda: state(house, job_id) in ends)
+    found = status(house, job_id)
+    assert found["state"] == wanted, found
+    return found
+
+
 def events(house: House, job_id: str, *kinds: str) -> list[dict[str, Any]]:
     """Every event of the job of these kinds, oldest first, with its data at the top."""
     found = query(house, "SELECT * FROM events WHERE job_id = ? ORDER BY seq", job_id)

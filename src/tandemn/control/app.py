@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
@@ -18,6 +19,7 @@ from tandemn.control.api.guard import BrowserGuard
 from tandemn.control.embedded_redis import EmbeddedRedis
 from tandemn.control.reconcilers.supervisor import Supervisor
 from tandemn.control.services import Pulse, Services
+from tandemn.control.store import replicas as replica_records
 from tandemn.control.store.chunk_table import SqlChunkTable
 from tandemn.control.store.database import Database
 from tandemn.errors import TandemnError
@@ -85,6 +87,9 @@ async def open_services(settings: Settings, *, server_url: str) -> AsyncIterator
         listening_since=clock.now(),
         pulse=pulse,
     )
+    if await database.run(replica_records.live):
+        # Their leases may have run out while nobody could renew them; a heartbeat later they stand again.
+        services = replace(services, leasing_from=clock.now() + 1.2 * settings.heartbeat_s)
     try:
         yield services
     finally:

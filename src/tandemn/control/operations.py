@@ -218,6 +218,11 @@ def move_swap(connection: Connection, job: JobRecord, *, to: str, reason: str, n
     wanted = wanted_after([group["wanted"] for group in job.groups], new_group=job.swap["new_group"], to=to)
     groups = [group | {"wanted": count} for group, count in zip(job.groups, wanted, strict=True)]
     jobs.change(connection, job.job_id, groups=groups, swap={**job.swap, "state": to, "reason": reason})
+    if to in {"failed", "cancelled"}:
+        # Marked themselves: the next swap may begin before they have ended.
+        for replica in replicas.of_job(connection, job.job_id):
+            if replica.group == job.swap["new_group"]:
+                replicas.change(connection, replica.replica_id, kill_requested=True)
     kind = EventKind.SWAP_DRAINING if to == "draining" else EventKind.SWAP_ENDED
     events.append(connection, kind, now=now, job_id=job.job_id, state=to, reason=reason)
 

@@ -51,4 +51,6 @@ class Services:
     """Where replicas call back."""
     listening_since: float
     """When this control plane began to listen: nobody was silent before that."""
+    leasing_from: float = 0.0
+    """No chunk is given before: replicas that outlived a control plane renew what they hold first."""
     pulse: Pulse = field(default_factory=Pulse)

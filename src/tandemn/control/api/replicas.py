@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Request, Response
@@ -140,12 +141,12 @@ async def lease(
         orders = _orders(replica)
         if orders != "go_on":
             return protocol.LeaseReply(orders=orders)
-        try:
-            leases = await services.desk.lease(
-                replica.job_id, holder=replica.replica_id, limit=request.limit, steal=request.is_idle
-            )
-        except Conflict:
-            leases = []  # sealed: the order to stop follows
+        leases: list[Lease] = []
+        if services.clock.now() >= services.leasing_from:
+            with suppress(Conflict):  # sealed: the order to stop follows
+                leases = await services.desk.lease(
+                    replica.job_id, holder=replica.replica_id, limit=request.limit, steal=request.is_idle
+                )
         if leases:
             job = await services.database.run(jobs.get, replica.job_id)
             return protocol.LeaseReply(
