@@ -1,4 +1,4 @@
-"""The chunk queue: lease+complete pairs a second, durable. Prints JSON.
+"""(c) The chunk queue: lease+complete pairs a second, durable.
 
 Each caller leases one chunk and completes it, again and again, through `RedisQueue` on an embedded
 redis-server with `appendfsync always`. CPU time per pair is the figure to compare on a busy machine: wall
@@ -7,9 +7,7 @@ time there measures the neighbours. Redis's own CPU time is counted apart.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -25,6 +23,8 @@ if TYPE_CHECKING:
     from tandemn.control.embedded_redis import RedisProcess
 
 JOB = "benchmark"
+CHUNKS, CALLERS = 100_000, 32
+TARGET_PER_S = 5000
 
 
 async def measure(redis: RedisProcess, *, chunks: int, callers: int, epoch: int) -> dict[str, float]:
@@ -64,23 +64,14 @@ def cpu_of(redis: RedisProcess) -> float:
     return times.user + times.system
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--chunks", type=int, default=100_000)
-    parser.add_argument("--callers", type=int, default=32)
-    parser.add_argument("--folder", type=Path, help="where Redis writes; a temporary folder by default")
-    parser.add_argument("--executable", type=Path, help="the redis-server to measure")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as home:
-        server = EmbeddedRedis(Path(home), executable=arguments.executable)
+def run(folder: Path, *, chunks: int = CHUNKS, callers: int = CALLERS) -> dict[str, dict[str, float]]:
+    """Measure with many callers, and with one."""
+    with tempfile.TemporaryDirectory(dir=folder) as home:
+        server = EmbeddedRedis(Path(home))
         try:
             redis = server.start_or_adopt()
-            many = uvloop.run(measure(redis, chunks=arguments.chunks, callers=arguments.callers, epoch=1))
-            single = uvloop.run(measure(redis, chunks=max(1, arguments.chunks // 20), callers=1, epoch=2))
+            many = uvloop.run(measure(redis, chunks=chunks, callers=callers, epoch=1))
+            single = uvloop.run(measure(redis, chunks=max(1, chunks // 20), callers=1, epoch=2))
         finally:
             server.stop()
-    print(json.dumps({"in_flight": many, "single": single}, indent=2))
-
-
-if __name__ == "__main__":
-    main()
+    return {"in_flight": many, "single": single}

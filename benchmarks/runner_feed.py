@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import resource
-import secrets
-import socket
 import statistics
 import sys
 import tempfile
@@ -24,65 +21,17 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
-from tandemn import settings
+from benchmarks.inputs import MODEL, generating_line
+from benchmarks.minimal_client import bodies, engine, send
 from tandemn.batch import request_line
-from tandemn.fleet.engines.adapters import adapters
-from tandemn.fleet.engines.engine import EngineName, EngineSpec
-from tandemn.fleet.engines.process import EngineProcess
+from tandemn.fleet.engines.engine import EngineName
 from tandemn.protocol.replicas import ChunkLease
 from tandemn.runner.chunks import HeldChunk
-from tandemn.runner.concurrency import first_limit
 from tandemn.runner.feeder import Address, Feeder, Request, Result
 from tandemn.runner.record import keep_result
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-
-ENDPOINT = "/v1/chat/completions"
-
-
-def input_lines(model: str, requests: int, tokens: int) -> list[bytes]:
-    return [
-        json.dumps(
-            {
-                "custom_id": f"request-{n}",
-                "method": "POST",
-                "url": ENDPOINT,
-                "body": {
-                    "model": model,
-                    "max_tokens": tokens,
-                    "ignore_eos": True,
-                    "messages": [{"role": "user", "content": f"Say something about the number {n}."}],
-                },
-            }
-        ).encode()
-        for n in range(requests)
-    ]
-
-
-async def minimal(address: Address, bodies: list[bytes], concurrency: int) -> None:
-    """Send every body and read every answer over keep-alive connections."""
-    waiting = iter(bodies)
-
-    async def work() -> None:
-        reader: asyncio.StreamReader | None = None
-        for body in waiting:
-            head = (
-                f"POST {address.path} HTTP/1.1\r\nHost: {address.host}\r\nContent-Type: application/json\r\n"
-                f"Authorization: Bearer {address.api_key}\r\nContent-Length: {len(body)}\r\n\r\n"
-            )
-            if reader is None:
-                reader, writer = await asyncio.open_connection(address.host, address.port)
-            writer.write(head.encode() + body)
-            answer = (await reader.readuntil(b"\r\n\r\n")).lower()
-            assert answer.startswith(b"http/1.1 200"), answer
-            length = int(answer.partition(b"content-length:")[2].partition(b"\r\n")[0])
-            await reader.readexactly(length)
-            if b"connection: close" in answer:
-                writer.close()
-                reader = None
-
-    await asyncio.gather(*(work() for _ in range(concurrency)))
 
 
 async def fed(address: Address, lines: list[bytes], concurrency: int, folder: Path) -> None:
@@ -109,7 +58,7 @@ async def fed(address: Address, lines: list[bytes], concurrency: int, folder: Pa
     feeder = Feeder(on_result, has_died=has_died)
     feeder.resize(concurrency)
     feeder.attach(address)
-    found = request_line.iter_requests(blocks(), byte_start=0, requests=len(lines), model="demo/tiny")
+    found = request_line.iter_requests(blocks(), byte_start=0, requests=len(lines), model=MODEL)
     async for line in found:
         feeder.put([Request(owner=chunk, index=line.index, custom_id=line.custom_id, body=line.body)])
         if line.index % 64 == 0:
@@ -121,28 +70,19 @@ async def fed(address: Address, lines: list[bytes], concurrency: int, folder: Pa
 
 
 async def measure(options: argparse.Namespace, folder: Path) -> None:
-    name = EngineName(options.engine)
-    adapter = adapters(settings.load())[name]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    spec = EngineSpec(engine=name, model="demo/tiny", port=port, api_key=secrets.token_urlsafe(8))
-    process = EngineProcess(adapter, spec, folder / "engine.log")
-    await process.start()
-    try:
-        await process.wait_ready(60)
-        address = Address(host=spec.host, port=port, path=ENDPOINT, api_key=spec.api_key)
-        concurrency = first_limit(adapter.slots(spec))
-        lines = input_lines("demo/tiny", options.requests, options.tokens)
-        bodies = [json.dumps(json.loads(line)["body"]).encode() for line in lines]
-        await minimal(address, bodies[:200], concurrency)
+    async with engine(options.engine, folder) as (address, concurrency):
+        lines = [
+            generating_line(number, tokens=options.tokens).rstrip() for number in range(options.requests)
+        ]
+        requests = bodies(lines)
+        await send(address, requests[:200], concurrency, len)
         ratios = []
         for turn in range(options.rounds):
             times: dict[str, tuple[float, float]] = {}
             for what in ("minimal", "fed") if turn % 2 else ("fed", "minimal"):
                 began, cpu = time.perf_counter(), _cpu_s()
                 if what == "minimal":
-                    await minimal(address, bodies, concurrency)
+                    await send(address, requests, concurrency, len)
                 else:
                     await fed(address, lines, concurrency, folder)
                 times[what] = (time.perf_counter() - began, _cpu_s() - cpu)
@@ -153,8 +93,6 @@ async def measure(options: argparse.Namespace, folder: Path) -> None:
             )
             print(f"{options.engine} at {concurrency}: {told}; ratio {ratios[-1]:.3f}", flush=True)
         print(f"median ratio {statistics.median(ratios):.3f}")
-    finally:
-        await process.stop()
 
 
 def _cpu_s() -> float:

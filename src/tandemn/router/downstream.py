@@ -22,10 +22,6 @@ if TYPE_CHECKING:
 MAX_PIPELINED: Final = 32
 
 
-#: Heads that were parsed already; clients repeat theirs, but for Content-Length. Bounds the memory: about 2 KB each.
-MAX_KNOWN_HEADS: Final = 4096
-
-
 class Incoming:
     """A request whose body is still coming, or that waits for its turn."""
 
@@ -120,7 +116,7 @@ class Client(asyncio.Protocol):
 
     def _remember(self, head: bytes, body_bytes: int) -> None:
         """Keep a head that was just parsed, if it is of the plain kind that comes again."""
-        exchange, known_heads = self.exchange, self.router.known_heads
+        exchange = self.exchange
         if exchange is None or self.incoming is not None or self.waiting or self.refusal:
             return
         request = exchange.request
@@ -128,9 +124,7 @@ class Client(asyncio.Protocol):
             request.version == "1.1" and request.keep_alive and not request.is_chunked and not request.is_own
         )
         if is_plain and not request.expects_continue and (request.content_length or 0) == body_bytes:
-            if len(known_heads) >= MAX_KNOWN_HEADS:
-                known_heads.clear()
-            known_heads[head] = request
+            self.router.remember_head(head, request)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- asyncio's signature
         self.router.clients.discard(self)

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 #: Seconds between looks at limits, probes and overflow.
 TICK_S: Final = 0.1
+#: Parsed heads that are kept, of about 2 KB each.
+MAX_KNOWN_HEADS: Final = 4096
 #: Seconds between looks at idle connections and stalled streams.
 SWEEP_S: Final = 1.0
 
@@ -127,6 +129,8 @@ class Router:
         self.meter = Meter()
         self.backends: dict[str, BackendRuntime] = {}
         self.known_heads: dict[bytes, Request] = {}
+        """By their bytes: what was parsed once need not be parsed again."""
+        self._heads_seen: set[int] = set()
         self.clients: set[Client] = set()
         self.streams: set[Stream] = set()
         self.kept_bytes = 0
@@ -170,6 +174,21 @@ class Router:
         self.replaced_fields = frozenset(fields)
         self.passes_authorization = self.keys.client is None and b"authorization" not in fields
         self.replan()
+
+    def remember_head(self, head: bytes, request: Request) -> None:
+        """Keep a parsed head that has come twice; clients repeat theirs, but for Content-Length.
+
+        Those that come once, with an id of their own for instance, cost no more than their hash.
+        """
+        mark = hash(head)
+        if mark in self._heads_seen:
+            if len(self.known_heads) >= MAX_KNOWN_HEADS:
+                self.known_heads.clear()
+            self.known_heads[head] = request
+        elif len(self._heads_seen) >= MAX_KNOWN_HEADS:
+            self._heads_seen = {mark}
+        else:
+            self._heads_seen.add(mark)
 
     # --- choosing ---------------------------------------------------------------------------------------
 

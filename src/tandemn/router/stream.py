@@ -163,15 +163,16 @@ class Stream:
         self._feed_slowly(data, now)
 
     def _hide(self, data: bytes, at: int) -> bytes:
-        """The chunk without token ids."""
+        """The chunk without token ids; its content begins at `at`."""
         start = data.rfind(_IDS_MARK)
         if start < 0:
             return data
-        stop = data.find(b"]", start)
-        content = data[at : start + 12] + b"null" + data[stop + 1 : -2]
-        if _IDS_MARK in content:
-            content = _IDS.sub(_HIDDEN, content)
-        return b"%x\r\n%b\r\n" % (len(content), content)
+        if data.find(_IDS_MARK, at, start) >= 0:
+            return as_chunk(_IDS.sub(_HIDDEN, data[at:-2]))
+        stop = data.find(b"]", start) + 1
+        # What replaces the list is `null`; the size line counts the content without the chunk's own CRLF.
+        size = start + 14 - at + len(data) - stop
+        return b"%x\r\n%bnull%b" % (size, data[at : start + 12], data[stop:])
 
     # --- the slow way -----------------------------------------------------------------------------------
 
