@@ -25,7 +25,7 @@ STATUSES = {
     Fault.NOT_FOUND: Status.NOT_FOUND,
     Fault.REFUSED: Status.INVALID_ARGUMENT,
 }
-EMPTY: Any = empty_pb2.Empty()  # type: ignore[attr-defined]  # made at run time
+EMPTY: Any = empty_pb2.Empty()
 SUCCESS = api_pb2.GenericResult(status=api_pb2.GenericResult.GENERIC_STATUS_SUCCESS)
 
 
