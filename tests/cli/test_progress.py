@@ -53,6 +53,10 @@ def test_progress_follows_to_the_end(plane, tandemn):
     assert "requests  19,999 completed, 1 failed, 7 recomputed of 20,000" in shown
     assert "output    `tandemn download job-1 -o FILE` fetches it" in shown
     assert "\x1b" not in result.out
+    # Every look but the first waits at the control plane for the state to change.
+    looks = plane.called("GET", "/api/jobs/job-1")
+    assert [look.get("state") for look in looks] == [None, "launching", "running", "assembling"]
+    assert all(float(look["wait_s"]) > 0 for look in looks[1:])
 
 
 def test_json_is_one_object_a_change(plane, tandemn):

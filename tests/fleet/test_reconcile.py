@@ -24,6 +24,7 @@ from tandemn.fleet.reconcile import (
     Swap,
     Terminate,
     decide,
+    wanted_after,
 )
 from tandemn.protocol.replicas import Goodbye, Market, ReplicaState
 
@@ -201,6 +202,15 @@ class TestSwap:
         assert isinstance(move, MoveSwap)
         assert move.to == "done"
 
+    def test_killing_new_replicas_lowers_the_threshold_and_killing_all_cancels(self):
+        new = replica("n1", group=1, began=True)
+        [move] = decide(replace(self.fleet(new), wanted=(1, 1)), NOW)
+        assert isinstance(move, MoveSwap)
+        assert (move.to, wanted_after((1, 1), new_group=1, to=move.to)) == ("draining", [0, 1])
+        [move] = decide(replace(self.fleet(), wanted=(1, 0)), NOW)
+        assert isinstance(move, MoveSwap)
+        assert (move.to, wanted_after((1, 0), new_group=1, to=move.to)) == ("cancelled", [1, 0])
+
     def test_a_drained_old_replica_ends_as_swapped_out(self):
         draining = replace(self.swap, state="draining")
         goodbye = Goodbye(outcome="completed")
@@ -227,3 +237,18 @@ class TestSwap:
 def test_what_has_ended_stays_ended(state):
     fleet = Fleet(wanted=(0,), replicas=(ended("r0", state),), needs_replicas=False)
     assert decide(fleet, NOW) == []
+
+
+def test_a_full_store_ends_the_job_though_answers_were_computed():
+    """Computing again what cannot be stored would go on for ever."""
+    full = ended("r0", code="store_full", reason="the store has been full for 60 s", requests_done=500)
+    (action,) = decide(Fleet(wanted=(1,), replicas=(full,)), NOW)
+    assert isinstance(action, GiveUp)
+    assert action.code == "store_full"
+    assert "the store has been full" in action.reason
+
+
+def test_a_replica_that_worked_and_failed_otherwise_is_replaced():
+    worked = ended("r0", code="engine_died", requests_done=500)
+    (action,) = decide(Fleet(wanted=(1,), replicas=(worked,)), NOW)
+    assert isinstance(action, Request)

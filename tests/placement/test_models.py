@@ -39,6 +39,20 @@ LLAMA = {
         ("deepseek-ai/DeepSeek-V3", 671.0, 37.0),
         ("mistralai/Mixtral-8x7B-Instruct-v0.1", 46.7, 12.7),
         ("google/gemma-3-27b-it", 27.0, 27.0),
+        ("google/gemma-3-12b-it", 11.8, 11.8),
+        ("google/gemma-2-9b-it", 9.24, 9.24),
+        ("google/gemma-2-27b-it", 27.2, 27.2),
+        ("Qwen/Qwen2.5-3B-Instruct", 3.09, 3.09),
+        ("mistralai/Mistral-Nemo-Instruct-2407", 12.25, 11.6),
+        ("microsoft/Phi-3-mini-4k-instruct", 3.82, 3.72),
+        ("01-ai/Yi-34B", 34.4, 33.9),
+        ("meta-llama/Llama-2-70b-chat-hf", 69.0, 68.7),
+        ("meta-llama/Llama-4-Scout-17B-16E-Instruct", 107.8, 16.1),
+        ("Qwen/Qwen3-Coder-480B-A35B-Instruct", 480.0, 35.0),
+        ("deepseek-ai/DeepSeek-V2-Lite", 15.7, 2.5),
+        ("moonshotai/Kimi-K2-Instruct", 1026.0, 32.0),
+        ("MiniMaxAI/MiniMax-M2", 229.0, 10.2),
+        ("zai-org/GLM-4.5-Air", 106.8, 12.5),
     ],
 )
 def test_table_totals_are_the_published_ones(name, total, active):
@@ -227,6 +241,11 @@ def test_precision_of_a_plain_model():
     assert with_precision(plain, "fp8").weight_bytes() < 0.6 * plain.weight_bytes()
     with pytest.raises(InvalidInput):
         with_precision(plain, "fp7")
+
+
+def test_quantised_copies_of_known_models():
+    assert shape_of("RedHatAI/Qwen3-14B-FP8").weight_bits == 8.0
+    assert shape_of("hugging-quants/Meta-Llama-3.1-70B-Instruct-AWQ").quantisation == "awq"
 
 
 def test_aliases_share_measurements():

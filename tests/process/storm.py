@@ -88,7 +88,7 @@ def run_storm(house: House, plan: Plan) -> Figures:
     return figures
 
 
-def _acts(house: House, job: str, figures: Figures) -> list[tuple[float, Callable[[], None]]]:
+def _acts(house: House, job: str, figures: Figures) -> list[tuple[float, Callable[[], object]]]:
     """What happens once, by the share of chunks that are done."""
 
     def restart() -> None:
@@ -97,25 +97,16 @@ def _acts(house: House, job: str, figures: Figures) -> list[tuple[float, Callabl
         assert started.returncode == 0, started.stderr
         figures.control_plane_restarts += 1
 
-    def command(*words: str) -> None:
-        done = house.run(*words, "--json")
-        assert done.returncode == 0, done.stderr
-
     def kill() -> None:
-        # One that may be dead already is skipped by the command, so one is found that is not.
-        command(
-            "kill",
-            job,
-            "--replica",
-            watch.replicas(house, job, "running", "starting", "launching")[0]["replica_id"],
-        )
+        living = watch.replicas(house, job, "running", "starting", "launching")
+        watch.ask(house, "POST", f"{job}/kill", replicas=[living[-1]["replica_id"]])
 
     return [
-        (0.1, lambda: command("add", job, "1")),
-        (0.2, restart),
-        (0.3, lambda: command("swap", job, "--gpu", "L40S", "--tp", "1")),
-        (0.5, kill),
-        (0.6, restart),
+        (0.05, lambda: watch.ask(house, "POST", f"{job}/add", replicas=1)),
+        (0.1, restart),
+        (0.2, lambda: watch.ask(house, "POST", f"{job}/swap", gpu="L40S")),
+        (0.35, kill),
+        (0.45, restart),
     ]
 
 

@@ -2,52 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import signal
 import time
-from itertools import pairwise
-from typing import Any
 
 from tests.process import watch
-from tests.process.house import House, chat_lines
+from tests.process.house import chat_lines
 from tests.process.metadata import metadata_service
-
-#: A replica computes some 25 requests a second: slow enough for things to happen meanwhile.
-ENGINE = ("--slots", "8", "--decode-step-s", "0.02")
-
-
-def begin(house: House, requests: int, *options: str, engine: tuple[str, ...] = ENGINE) -> str:
-    source = house.home / "in.jsonl"
-    source.write_text(chat_lines(requests, max_tokens=16))
-    return house.submit(
-        *("any/model", str(source), "--slo", "4h", "--engine", "simulated", "--cloud", "local"),
-        *("--gpu", "L4", *options, "--", *engine),
-    )
-
-
-def tell(house: House, *words: str) -> dict[str, Any]:
-    answer: dict[str, Any] = house.json(*words)
-    return answer
-
-
-def refused(house: House, *words: str) -> str:
-    done = house.run(*words, "--json")
-    assert done.returncode != 0, done.stdout
-    return done.stdout + done.stderr
-
-
-def end(house: House, job: str, requests: int) -> None:
-    """Cut a job short that has shown what it was to show; every request has its line all the same."""
-    assert house.run("cancel", job).returncode == 0
-    house.wait(job, "cancelled")
-    failed = watch.check_output(house, job, [f"r{number}" for number in range(requests)])
-    assert {line["error"]["code"] for line in failed} <= {"batch_cancelled"}
-    watch.check_nothing_left(house, job)
-
-
-def groups(house: House, job: str) -> list[int]:
-    row = watch.query(house, "SELECT groups FROM jobs WHERE job_id = ?", job)[0]
-    return [group["wanted"] for group in json.loads(row["groups"])]
+from tests.process.scene import begin, end, groups, refused, tell
 
 
 def test_a_dead_and_a_silent_replica_lose_their_chunks_to_others_within_15_s(house, record_property):
@@ -141,14 +103,14 @@ def test_a_swap_does_not_pause_the_job_and_can_be_cancelled(house, record_proper
     requests = 1500
     job = begin(house, requests, "--replicas", "2", "--chunk-size", "25")
     house.wait_for(lambda: len(watch.computing(house, job)) == 2 and watch.done(house, job) >= 4)
-    tell(house, "swap", job, "--gpu", "H100")
-    cancelled = tell(house, "swap", job, "--cancel")
+    watch.ask(house, "POST", f"{job}/swap", gpu="H100")
+    cancelled = watch.ask(house, "DELETE", f"{job}/swap")
     assert cancelled["swap"]["state"] == "cancelled"
-    tell(house, "swap", job, "--gpu", "L40S")
+    watch.ask(house, "POST", f"{job}/swap", gpu="L40S")
     house.wait(job, "completed")
     assert watch.events(house, job, "swap_ended")[-1]["state"] == "done"
     done = [each["at"] for each in watch.events(house, job, "chunk_completed")]
-    gaps = [after - before for before, after in pairwise(done)]
+    gaps = [after - before for before, after in itertools.pairwise(done)]
     # One chunk alone on one replica: what the longest gap is compared with.
     chunk_s = 25 / 8 * 16 * 0.02
     record_property("longest_gap_s", max(gaps))

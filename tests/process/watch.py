@@ -35,6 +35,17 @@ def status(house: House, job_id: str) -> dict[str, Any]:
     return found
 
 
+def ask(house: House, method: str, path: str, **fields: Any) -> dict[str, Any]:
+    """Call the API as a command does, at once: on a busy machine a command takes seconds to start."""
+    url = json.loads((house.home / "server.json").read_text())["url"]
+    body = json.dumps(fields).encode() if fields else None
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{url}/api/jobs/{path}", method=method, data=body, headers=headers)
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        found: dict[str, Any] = json.load(answer)
+    return found
+
+
 def state(house: House, job_id: str) -> str:
     return str(query(house, "SELECT state FROM jobs WHERE job_id = ?", job_id)[0]["state"])
 

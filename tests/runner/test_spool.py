@@ -2,6 +2,7 @@ import pytest
 
 from tandemn.batch.answers import decode_segment
 from tandemn.errors import LeaseLost
+from tandemn.fleet import remains
 from tandemn.runner.block_reader import read_blocks
 from tandemn.runner.spool import Spool
 
@@ -28,6 +29,21 @@ def test_a_slice_between_two_sizes_is_a_segment(tmp_path):
     (answer,) = decode_segment(spool.read(middle, spool.size))
     assert (answer.index, answer.kind, answer.line) == (0, "e", b'{"b":1}')
     spool.close()
+
+
+def test_what_a_killed_runner_had_can_be_counted(tmp_path):
+    spool = Spool(tmp_path / "7-1-5.part", 4)
+    spool.append(2, b"{}", is_error=False)
+    assert list(remains.read(tmp_path)) == [], "not before it knows what earlier holders had lost"
+    spool.publish(remains.file_name(7, "1-5", 3))
+    spool.append(0, b"{}", is_error=True)
+    # Nothing was closed or flushed.
+    [found] = remains.read(tmp_path)
+    assert found == remains.Remains(chunk=7, token="1-5", had=2, recomputed=3)
+    spool.close()
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(LeaseLost):
+        spool.append(1, b"{}", is_error=False)
 
 
 def test_a_closed_spool_leaves_no_file_and_says_that_the_lease_is_gone(tmp_path):

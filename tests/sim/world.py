@@ -28,6 +28,7 @@ from tandemn.fleet.reconcile import Presence
 from tandemn.fleet.replica import advance
 from tandemn.protocol.jobs import JobState
 from tandemn.protocol.replicas import Goodbye, Market, ReplicaState
+from tandemn.runner.strikes import Treatment, treatment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -37,6 +38,8 @@ LEASE_S = 12.0
 HEARTBEAT_S = 5.0
 FLUSH_S = 3.0
 TICK_S = 1.0
+#: Requests that an engine computes at a time.
+TOGETHER = 4
 
 
 def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -69,6 +72,10 @@ class Settings:
     """Of the queue: emptied."""
     fail_rate: float = 0.05
     """Of each launch: the replica fails before it computes."""
+    store_fault: float = 0.05
+    """Of each flush: the store refuses it."""
+    poison: int = 0
+    """Requests that kill the engine whenever it computes them."""
     faults_end_s: float = 400.0
     """From then on nothing goes wrong, so that every job can end."""
 
@@ -83,6 +90,9 @@ class Work:
     finished: dict[int, int] = field(default_factory=dict)
     """Request -> who computed it: what this holder knows."""
     unstored: set[int] = field(default_factory=set)
+    strikes: dict[int, int] = field(default_factory=dict)
+    """Request -> how often an engine died of it, as this holder knows."""
+    convicted: set[int] = field(default_factory=set)
 
 
 @dataclass
@@ -94,6 +104,7 @@ class Machine:
     paused_until: float = 0.0
     booted_at: float = 0.0
     stopping: bool = False
+    draining: bool = False
     work: list[Work] = field(default_factory=list)
     computed: int = 0
     speed: float = 4.0
@@ -118,7 +129,14 @@ class World:
         self.records: dict[str, reconcile.Replica] = {}
         self.machines: dict[str, Machine] = {}
         self.names = itertools.count()
-        self.wanted = [settings.replicas]
+        # Two kinds from the start: fleets may be heterogeneous.
+        self.wanted = [settings.replicas - settings.replicas // 4, settings.replicas // 4]
+        self.swap_state: reconcile.Swap | None = None
+        everything = [(row.chunk, request) for row in rows for request in range(row.requests)]
+        self.poison = frozenset(self.random.sample(everything, settings.poison))
+        self.strikes: dict[tuple[int, int], tuple[int, int]] = {}
+        """(chunk, request) -> how often the control plane was told that an engine died of it, and the last death."""
+        self.deaths = itertools.count()
         self.stored: dict[tuple[int, int], float] = {}
         """(chunk, request) -> when its answer became visible in the store."""
         self.objects: dict[tuple[int, str], frozenset[int]] = {}
@@ -128,8 +146,9 @@ class World:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._new_desk()
-        for _ in range(settings.replicas):
-            self._request(0, 0.0)
+        for group, count in enumerate(self.wanted):
+            for _ in range(count):
+                self._request(group, 0.0)
 
     # -- running ---------------------------------------------------------------------------------------
 
@@ -213,6 +232,7 @@ class World:
             replicas=tuple(
                 replace(record, presence=self._presence(record)) for record in self.records.values()
             ),
+            swap=self.swap_state,
             needs_replicas=self.state in {JobState.WAITING, JobState.LAUNCHING, JobState.RUNNING},
         )
         for action in reconcile.decide(fleet, self.now):
@@ -240,6 +260,11 @@ class World:
             case reconcile.Request(group=group, count=count, not_before=not_before):
                 for _ in range(count):
                     self._request(group, not_before)
+            case reconcile.MoveSwap(to=to):
+                assert self.swap_state is not None
+                self.counts[f"swaps {to}"] += 1
+                self.wanted = reconcile.wanted_after(self.wanted, new_group=self.swap_state.new_group, to=to)
+                self.swap_state = replace(self.swap_state, state=to)
             case reconcile.GiveUp(reason=reason):
                 raise AssertionError(f"seed {self.seed}: given up: {reason}")
             case _:
@@ -263,10 +288,39 @@ class World:
             not_before=not_before,
         )
 
+    def add(self) -> None:
+        """What `tandemn add` does: one more of the present configuration."""
+        swap = self.swap_state
+        group = swap.new_group if swap and swap.state in {"draining", "done"} else 0
+        if self.state is JobState.RUNNING:
+            self.wanted[group] += 1
+            self._request(group, 0.0)
+
+    def swap(self) -> None:
+        """What `tandemn swap` does, once: as many as live now, and half of them must have begun."""
+        if self.state is not JobState.RUNNING or self.swap_state is not None:
+            return
+        count = max(1, sum(not each.state.has_ended for each in self.records.values()))
+        group = len(self.wanted)
+        self.wanted.append(count)
+        self.swap_state = reconcile.Swap(state="launching", new_group=group, threshold=max(1, count // 2))
+        for _ in range(count):
+            self._request(group, 0.0)
+
+    def kill_any(self) -> None:
+        """Kill one that lives by request, but never the last that is wanted."""
+        live = [
+            each for each in self.records.values() if not each.state.has_ended and not each.kill_requested
+        ]
+        live = [each for each in live if each.state is not ReplicaState.PENDING and self.wanted[each.group]]
+        if len(live) > 1 and sum(self.wanted) > 1 and self.state is JobState.RUNNING:
+            self.counts["killed by request"] += 1
+            self.kill(self.random.choice(live).replica_id)
+
     def kill(self, replica_id: str) -> None:
         """What `tandemn kill` does: the leases at once, kept back while the replica stores what it has."""
         run(self.desk.revoke(JOB, holder=replica_id, delay_ms=round(reconcile.STOP_GRACE_S * 1000)))
-        self._change(replica_id, kill_requested=True, orders="stop")
+        self._change(replica_id, kill_requested=True)
         self.wanted[self.records[replica_id].group] -= 1
 
     def _move(self) -> None:
@@ -333,8 +387,10 @@ class World:
             self._change(machine.replica_id, last_seen=self.now, requests_done=machine.computed)
             if not record.kill_requested:
                 machine.work = [work for work in machine.work if work.lease.row.chunk not in lost]
-            if self.records[machine.replica_id].orders == "stop":
+            orders = self.records[machine.replica_id].orders
+            if orders == "stop" or self.records[machine.replica_id].kill_requested:
                 self._stop(machine, "completed")
+            machine.draining = machine.draining or orders == "drain"
         except (ConnectionError, QueueUnavailable):
             pass
         skew = self.random.uniform(0.8, 1.5)
@@ -345,20 +401,26 @@ class World:
         if not self._runs(machine, self._work) or machine.stopping:
             return
         try:
-            if len(machine.work) < 2 and not machine.stopping:
+            if machine.draining and not machine.work:
+                self._stop(machine, "completed")
+                return
+            if len(machine.work) < 2 and not machine.draining:
                 self._lease(machine)
             if machine.work:
                 self._advance_chunk(machine, machine.work[0])
         except (ConnectionError, QueueUnavailable, StoreUnavailable, Conflict):
             self.at(self.random.uniform(0.2, 2), lambda: self._work(machine))
             return
-        pause = 1 / machine.speed if machine.work else 1.0
+        pause = TOGETHER / machine.speed if machine.work else 1.0
         self.at(pause, lambda: self._work(machine))
 
     def _lease(self, machine: Machine) -> None:
         idle = not machine.work
         leases = self.call(lambda: self.desk.lease(JOB, holder=machine.replica_id, limit=1, steal=idle))
-        machine.work += [Work(lease, self.now) for lease in leases]
+        for lease in leases:
+            chunk = lease.row.chunk
+            known = {of: count for (at, of), (count, _) in self.strikes.items() if at == chunk}
+            machine.work.append(Work(lease, self.now, strikes=known))
 
     def _advance_chunk(self, machine: Machine, work: Work) -> None:
         chunk, token = work.lease.row.chunk, work.lease.token
@@ -373,21 +435,53 @@ class World:
                         work.finished[request] = 1
             missing = [each for each in range(work.lease.row.requests) if each not in work.finished]
             if missing:
-                self._compute(machine, work, missing[0])
+                self._compute(machine, work, missing)
             else:
                 self._complete(machine, work)
         except LeaseLost:
             self.counts["leases lost"] += 1
             machine.work.remove(work)
 
-    def _compute(self, machine: Machine, work: Work, request: int) -> None:
-        key = (work.lease.row.chunk, request)
-        stored = self.stored.get(key, float("inf"))
-        assert stored > work.granted_at, f"seed {self.seed}: {key} was stored before the lease (I3)"
-        self.computed[key] += 1
-        machine.computed += 1
-        work.finished[request] = 1
-        work.unstored.add(request)
+    def _compute(self, machine: Machine, work: Work, missing: list[int]) -> None:
+        """Compute some requests together, or one suspect alone; an engine that gets poison dies of it."""
+        chunk = work.lease.row.chunk
+        treated = {request: treatment(work.strikes.get(request, 0)) for request in missing}
+        batch = [each for each in missing if treated[each] is Treatment.TOGETHER][:TOGETHER] or missing[:1]
+        if treated[batch[0]] is Treatment.CONVICTED:
+            assert (chunk, batch[0]) in self.poison, f"seed {self.seed}: a neighbour was convicted (I5)"
+            work.finished[batch[0]] = 1
+            work.unstored.add(batch[0])
+            work.convicted.add(batch[0])
+            return
+        if any((chunk, request) in self.poison for request in batch):
+            self._die(work, batch)
+            return
+        for request in batch:
+            key = (chunk, request)
+            stored = self.stored.get(key, float("inf"))
+            assert stored > work.granted_at, f"seed {self.seed}: {key} was stored before the lease (I3)"
+            self.computed[key] += 1
+            machine.computed += 1
+            work.finished[request] = 1
+            work.unstored.add(request)
+
+    def _die(self, work: Work, in_flight: list[int]) -> None:
+        """The engine dies: everything that was with it gets a strike, here and at the control plane."""
+        self.counts["engines died"] += 1
+        chunk, death = work.lease.row.chunk, next(self.deaths)
+        for request in in_flight:
+            work.strikes[request] = work.strikes.get(request, 0) + 1
+        for _ in range(3):
+            with suppress(ConnectionError):
+                known = self.call(partial(self._strike, chunk, in_flight, death))
+                work.strikes |= {each: max(known[each], work.strikes[each]) for each in in_flight}
+                return
+
+    async def _strike(self, chunk: int, in_flight: list[int], death: int) -> dict[int, int]:
+        for request in in_flight:
+            count, last = self.strikes.get((chunk, request), (0, -1))
+            self.strikes[chunk, request] = (count, last) if last == death else (count + 1, death)
+        return {request: self.strikes[chunk, request][0] for request in in_flight}
 
     def _complete(self, machine: Machine, work: Work) -> None:
         chunk, token = work.lease.row.chunk, work.lease.token
@@ -420,6 +514,8 @@ class World:
     def _store(self, machine: Machine) -> None:
         """Make what is finished visible, at once or after a slow upload that a death cuts off."""
         for work in machine.work:
+            if self.chance(self.settings.store_fault):
+                continue  # part of the next try
             chunk, requests = work.lease.row.chunk, frozenset(work.unstored)
             work.unstored.clear()
             if self.chance(0.2):

@@ -43,21 +43,31 @@ async def follow(
         Retryable: the control plane did not answer for two minutes.
     """
     pauses = iter(FIRST_LOOKS_S)
+    status: JobStatus | None = None
     while True:
-        status = await look(client, job_id)
+        began = time.monotonic()
+        pause_s = 0.0 if status is None else next(pauses, LOOK_S)
+        # The control plane answers at once where the state changes: nobody waits for the end of a pause then.
+        before, status = status, await look(client, job_id, since=status, wait_s=pause_s)
         if show:
             show(status)
         if until(status):
             return status
-        await asyncio.sleep(next(pauses, LOOK_S))
+        if before is not None and before.state is status.state:
+            await asyncio.sleep(pause_s - (time.monotonic() - began))
 
 
-async def look(client: UserClient, job_id: str) -> JobStatus:
-    """Return the job's status; wait for a control plane that is away for a while."""
+async def look(
+    client: UserClient, job_id: str, *, since: JobStatus | None = None, wait_s: float = 0.0
+) -> JobStatus:
+    """Return the job's status, at once or when it has left the state of `since`, at the latest after `wait_s`.
+
+    A control plane that is away for a while is waited for.
+    """
     away_since: float | None = None
     while True:
         try:
-            return await client.job(job_id)
+            return await client.job(job_id, wait_s=wait_s, state=since.state if since else None)
         except Retryable as error:
             now = time.monotonic()
             if away_since is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import structlog
@@ -17,7 +17,7 @@ from tandemn.control.api import batches, cost, failures, files, fleet, jobs, pla
 from tandemn.control.api.guard import BrowserGuard
 from tandemn.control.embedded_redis import EmbeddedRedis
 from tandemn.control.reconcilers.supervisor import Supervisor
-from tandemn.control.services import Services
+from tandemn.control.services import Pulse, Services
 from tandemn.control.store.chunk_table import SqlChunkTable
 from tandemn.control.store.database import Database
 from tandemn.errors import TandemnError
@@ -59,6 +59,13 @@ async def open_services(settings: Settings, *, server_url: str) -> AsyncIterator
     clock = SystemClock()
     queue = RedisQueue(redis_url)
     table = SqlChunkTable(database, clock)
+    pulse = Pulse()
+    loop = asyncio.get_running_loop()
+
+    def on_replica_end() -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody is left to be told
+            loop.call_soon_threadsafe(pulse.beat, "*")
+
     services = Services(
         settings=settings,
         clock=clock,
@@ -67,10 +74,16 @@ async def open_services(settings: Settings, *, server_url: str) -> AsyncIterator
         queue=queue,
         desk=LeaseDesk(queue, table, lease_ms=round(settings.lease_s * 1000)),
         launchers={
-            "local": LocalLauncher(home, settings.local_slots, usd_per_hour=settings.local_usd_per_hour)
+            "local": LocalLauncher(
+                home,
+                settings.local_slots,
+                usd_per_hour=settings.local_usd_per_hour,
+                on_end=on_replica_end,
+            )
         },
         server_url=settings.public_url or server_url,
         listening_since=clock.now(),
+        pulse=pulse,
     )
     try:
         yield services

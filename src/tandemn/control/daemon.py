@@ -15,6 +15,7 @@ import signal
 import socket
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import psutil
 import structlog
@@ -53,7 +54,7 @@ async def serve(settings: Settings, *, host: str, port: int) -> None:
     home = settings.home_path
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     _configure_logs()
-    with _alone(home), _listening(host, port) as listener:
+    with _alone(home), _listening(host, _ports(home, port)) as listener:
         url = f"http://{_bracketed(host)}:{listener.getsockname()[1]}"
         async with open_services(settings, server_url=url) as services:
             server = _Server(
@@ -145,11 +146,23 @@ def _alone(home: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def _ports(home: Path, port: int) -> list[int]:
+    """Return the ports to try: the one asked for; else a killed predecessor's, the usual one, any."""
+    if port:
+        return [port]
+    try:
+        before = urlsplit(json.loads((home / "server.json").read_bytes())["url"]).port
+    except (OSError, ValueError, KeyError, TypeError):
+        before = None
+    # Its replicas live on and know no other address.
+    return [before, EMBEDDED_PORT, 0] if before else [EMBEDDED_PORT, 0]
+
+
 @contextmanager
-def _listening(host: str, port: int) -> Iterator[socket.socket]:
-    """Bind the wanted port; with 0 the usual one where it is free, else any."""
+def _listening(host: str, ports: list[int]) -> Iterator[socket.socket]:
+    """Bind the first of these ports that can be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for candidate in (port,) if port else (EMBEDDED_PORT, 0):
+    for candidate in ports:
         listener = socket.socket(family)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -157,7 +170,7 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
             listener.listen(2048)
         except OSError as exc:
             listener.close()
-            if candidate == (port or 0):
+            if candidate == ports[-1]:
                 raise InvalidInput(
                     f"cannot listen on {host}:{candidate}: {exc.strerror}",
                     code="port_unavailable",

@@ -23,8 +23,18 @@ def job_folder(job_id: str) -> str:
 
 def scratch_folders(job_id: str) -> tuple[str, ...]:
     """What is of no use once the output is assembled."""
+    return (*unanswered_folders(job_id), f"{job_folder(job_id)}chunks/")
+
+
+def unanswered_folders(job_id: str) -> tuple[str, ...]:
+    """What is of no use to a job that has ended, whether its output could be assembled or not."""
     folder = job_folder(job_id)
-    return (f"{folder}parts/", f"{folder}chunks/", f"{folder}index")
+    return (f"{folder}parts/", settled_prefix(job_id))
+
+
+def settled_prefix(job_id: str) -> str:
+    """Where the lines of chunks that the job's end cut off are written on the way to the output."""
+    return f"{job_folder(job_id)}settled"
 
 
 def index_object(job_id: str) -> str:

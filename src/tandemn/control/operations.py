@@ -12,7 +12,7 @@ from tandemn.control.store import events, jobs, replicas
 from tandemn.errors import Conflict, InvalidInput, NotFound
 from tandemn.events import EventKind
 from tandemn.fleet.engines.engine import EngineName
-from tandemn.fleet.reconcile import STOP_GRACE_S
+from tandemn.fleet.reconcile import STOP_GRACE_S, wanted_after
 from tandemn.protocol.jobs import (
     AddAnswer,
     AddRequest,
@@ -215,13 +215,8 @@ async def cancel_swap(services: Services, job_id: str) -> str:
 def move_swap(connection: Connection, job: JobRecord, *, to: str, reason: str, now: float) -> None:
     """Record the swap's next state, and which groups are wanted from then on."""
     assert job.swap is not None, "a swap that moves was begun"
-    new_group = job.swap["new_group"]
-    groups = [dict(group) for group in job.groups]
-    for index, group in enumerate(groups):
-        replaced = to == "draining" and index < new_group
-        dropped = to in {"failed", "cancelled"} and index == new_group
-        if replaced or dropped:
-            group["wanted"] = 0
+    wanted = wanted_after([group["wanted"] for group in job.groups], new_group=job.swap["new_group"], to=to)
+    groups = [group | {"wanted": count} for group, count in zip(job.groups, wanted, strict=True)]
     jobs.change(connection, job.job_id, groups=groups, swap={**job.swap, "state": to, "reason": reason})
     kind = EventKind.SWAP_DRAINING if to == "draining" else EventKind.SWAP_ENDED
     events.append(connection, kind, now=now, job_id=job.job_id, state=to, reason=reason)

@@ -26,7 +26,7 @@ class Pulse:
         self._waiting: dict[str, asyncio.Event] = {}
 
     def beat(self, job_id: str) -> None:
-        """Wake those who wait for this job, and those who wait for any."""
+        """Wake those who wait for this job (`*`: for none in particular), and those who wait for any."""
         for name in (job_id, "*"):
             if event := self._waiting.pop(name, None):
                 event.set()

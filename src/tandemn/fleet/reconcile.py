@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tandemn.protocol.replicas import Goodbye, Market, ReplicaState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 #: A replica whose process cannot be seen, or is frozen, is ended after this long a silence. Its chunks
 #: went to others long before, when their leases ran out.
@@ -268,7 +268,7 @@ def _groups(fleet: Fleet, now: float) -> Iterator[Action]:
             continue
         failures = failures_in_a_row(members)
         last = failures[-1] if failures else None
-        if last is not None and _is_hopeless(failures) and not any(each.requests_done for each in members):
+        if last is not None and _is_hopeless(failures) and (_is_fatal(last) or not _has_worked(members)):
             # The other groups may still do the work; the job is given up with its last hope.
             if live == 0 and not _others_alive(fleet, group):
                 yield GiveUp(code=last.code or "replica_failed", reason=_why_given_up(last, len(failures)))
@@ -283,12 +283,12 @@ def _groups(fleet: Fleet, now: float) -> Iterator[Action]:
 def failures_in_a_row(members: list[Replica]) -> list[Replica]:
     """The group's latest ended replicas that failed or vanished before giving one answer, oldest first.
 
-    One that ended after giving answers breaks the row.
+    One that ended after giving answers breaks the row, unless it failed of what all others would fail of, too.
     """
     row: list[Replica] = []
     ended = [replica for replica in members if replica.state.has_ended]
     for replica in sorted(ended, key=lambda each: each.ended_at or 0.0, reverse=True):
-        if replica.requests_done > 0:
+        if replica.requests_done > 0 and not _is_fatal(replica):
             break
         if replica.state in {ReplicaState.FAILED, ReplicaState.PREEMPTED}:
             row.append(replica)
@@ -298,7 +298,15 @@ def failures_in_a_row(members: list[Replica]) -> list[Replica]:
 def _is_hopeless(row: list[Replica]) -> bool:
     """Whether a row of failures says that the next replica would fail, too."""
     failed = sum(replica.state is ReplicaState.FAILED for replica in row)
-    return bool(row) and (row[-1].code in FATAL_CODES or failed >= FAILURES_LIMIT or len(row) >= LOSSES_LIMIT)
+    return bool(row) and (_is_fatal(row[-1]) or failed >= FAILURES_LIMIT or len(row) >= LOSSES_LIMIT)
+
+
+def _is_fatal(replica: Replica) -> bool:
+    return replica.state is ReplicaState.FAILED and replica.code in FATAL_CODES
+
+
+def _has_worked(members: list[Replica]) -> bool:
+    return any(replica.requests_done for replica in members)
 
 
 def _others_alive(fleet: Fleet, group: int) -> bool:
@@ -307,6 +315,8 @@ def _others_alive(fleet: Fleet, group: int) -> bool:
 
 def _why_given_up(last: Replica, count: int) -> str:
     times = f"{count} replicas in a row failed" if count > 1 else "a replica failed"
+    if _is_fatal(last):
+        return f"{times} in a way that every other one would, too: {last.reason}"
     return f"{times} before giving an answer; the last one: {last.reason}"
 
 
@@ -331,6 +341,15 @@ def _swap(fleet: Fleet) -> Iterator[Action]:
         old = [each for each in fleet.replicas if each.group < swap.new_group]
         if all(replica.state.has_ended for replica in old):
             yield MoveSwap(to="done", reason="every old replica has ended")
+
+
+def wanted_after(wanted: Sequence[int], *, new_group: int, to: str) -> list[int]:
+    """Return the replicas wanted by group once a swap has moved to the state `to`."""
+    if to == "draining":
+        return [0 if group < new_group else count for group, count in enumerate(wanted)]
+    if to in {"failed", "cancelled"}:
+        return [0 if group == new_group else count for group, count in enumerate(wanted)]
+    return list(wanted)
 
 
 def _within_room(actions: list[Action], room: int) -> list[Action]:

@@ -90,21 +90,26 @@ def combine(one: State, other: State) -> State:
 
 
 def segments(item: Item, now: float) -> list[Segment]:
-    """Cut the item's billed time up to `now` by price; empty where it has not begun by then."""
+    """Cut the item's billed time up to `now` by price; empty where it has not begun by then.
+
+    A price change takes effect where the time billed until then ends: a minimum or an increment that has begun
+    is paid at the price at which it began, so that what was spent never becomes less.
+    """
     started = item.started
     if started is None or started.at > now:
         return []
+    rule = RULES[started.rule]
     begin = seconds(started.at)
     until = min(now, item.ended_at) if item.ended_at is not None else now
-    stop = begin + RULES[started.rule].billed_s(max(seconds(until) - begin, Decimal(0)))
-    changes = {started.at: started.price} | {
-        at: price for at, price in item.repriced.items() if started.at <= at
-    }
-    cuts = [at for at in sorted(changes) if at == started.at or (seconds(at) < stop and at <= now)]
-    ends = [*(seconds(at) for at in cuts[1:]), stop]
-    return [
-        Segment(start=seconds(at), end=end, price=changes[at]) for at, end in zip(cuts, ends, strict=True)
-    ]
+    stop = begin + rule.billed_s(max(seconds(until) - begin, Decimal(0)))
+    prices = {begin: started.price}
+    for at in sorted(item.repriced):
+        if started.at <= at <= now:
+            after = seconds(at) - begin
+            prices[begin + (rule.billed_s(after) if after else Decimal(0))] = item.repriced[at]
+    cuts = [at for at in prices if at == begin or at < stop]
+    ends = [*cuts[1:], stop]
+    return [Segment(start=at, end=end, price=prices[at]) for at, end in zip(cuts, ends, strict=True)]
 
 
 def figure(item: Item, pieces: Iterable[Segment]) -> Figure:

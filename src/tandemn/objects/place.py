@@ -76,7 +76,7 @@ def store_full(url: str, name: str, cause: str) -> TandemnError:
     return StoreUnavailable(
         f"the object store {url} is full: {name} could not be written ({cause})",
         code="store_full",
-        next_step="free some space or raise the quota; `tandemn gc` removes what ended jobs left",
+        next_step="free some space or raise the quota",
         object_id=name or None,
     )
 

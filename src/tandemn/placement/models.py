@@ -169,7 +169,7 @@ def shape_of(model: str, *, fetch: Callable[[str], str] | None = None) -> ModelS
     if path.is_dir():
         return shape_from_folder(path)
     known = known_models()
-    found = known.get(_plain_name(model))
+    found = _in_table(model)
     if found is not None:
         return replace(found, name=model)
     if fetch is not None and "/" in model:
@@ -182,6 +182,30 @@ def shape_of(model: str, *, fetch: Callable[[str], str] | None = None) -> ModelS
         next_step=hint or "give a folder with its config.json, or a GGUF file",
         param="model",
     )
+
+
+#: Endings of names under which quantised copies of a model are published.
+_SUFFIXES = {
+    "-fp8": "fp8",
+    "-fp8-dynamic": "fp8",
+    "-awq": "awq",
+    "-gptq": "gptq",
+    "-gptq-int4": "gptq",
+    "-int4": "awq",
+    "-bnb-4bit": "bitsandbytes",
+}
+
+
+def _in_table(model: str) -> ModelShape | None:
+    name = _plain_name(model)
+    known = known_models()
+    if name in known:
+        return known[name]
+    for suffix, precision in _SUFFIXES.items():
+        base = known.get(name.removesuffix(suffix)) if name.endswith(suffix) else None
+        if base is not None:
+            return with_precision(base, precision)
+    return None
 
 
 def shape_from_folder(folder: Path) -> ModelShape:

@@ -59,6 +59,7 @@ class Assignment(BaseModel):
     flush_s: float
     silence_s: float
     engine_start_s: float
+    store_full_s: float = 60.0
 
 
 class EngineReading(BaseModel):

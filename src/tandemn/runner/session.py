@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import structlog
 
-from tandemn.errors import TandemnError
+from tandemn.errors import EngineFailed, TandemnError
 from tandemn.fleet.remains import SPOOL
 from tandemn.protocol.replicas import Goodbye, Heartbeat
 from tandemn.runner.chunks import Chunks, HeldChunk, Phase
@@ -63,7 +63,9 @@ class Session:
         self._chunks = Chunks()
         self._engine = EngineSupervisor(adapter, assignment, client, folder / ENGINE_LOG, self._on_line)
         self._feeder = Feeder(self._on_result, has_died=self._engine.has_died)
-        self._uploader = Uploader(client, self._chunks, on_broken=self._fail)
+        self._uploader = Uploader(
+            client, self._chunks, on_broken=self._fail, store_full_s=assignment.store_full_s
+        )
         self._leases = LeaseLoop(client, self._chunks, self._feeder, self._on_orders)
         self._intake = Intake(
             client=client,
@@ -129,7 +131,9 @@ class Session:
             self.end(Ending(outcome="failed", code="runner_fault", reason=f"{task.get_name()}: {error!r}"))
 
     def _fail(self, error: TandemnError) -> None:
-        self.end(Ending(outcome="failed", code=error.code, reason=str(error)))
+        # The next step of an engine's error is to read its log, which goes with this replica's folder.
+        reason = error.message if isinstance(error, EngineFailed) else str(error)
+        self.end(Ending(outcome="failed", code=error.code, reason=reason))
 
     def _on_rejected(self, error: TandemnError) -> None:
         self.end(Ending(outcome="failed", code=error.code, reason=error.message, is_rejected=True))

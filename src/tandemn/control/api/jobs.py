@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Annotated
 
@@ -32,6 +33,8 @@ router = APIRouter(prefix="/api/jobs")
 #: Chunks read from the database at a time, for a partial download.
 _PAGE = 500
 _JSONL = "application/jsonl"
+#: How long a look at a job may be held back.
+LOOK_LIMIT_S = 30.0
 
 
 @router.post("", status_code=201)
@@ -81,8 +84,19 @@ def _states(state: str | None) -> tuple[str, ...] | None:
 
 
 @router.get("/{job_id}")
-async def get(job_id: str, services: ServicesNow) -> JobStatus:
-    return await _status(services, await resolve(services, job_id))
+async def get(
+    job_id: str,
+    services: ServicesNow,
+    wait_s: Annotated[float, Query(ge=0, le=LOOK_LIMIT_S)] = 0.0,
+    state: JobState | None = None,
+) -> JobStatus:
+    """Look at a job; with `state`, when it has left that state, at the latest after `wait_s`."""
+    job = await services.database.run(jobs.resolve, job_id)
+    end = asyncio.get_running_loop().time() + wait_s
+    while job.state is state and (left := end - asyncio.get_running_loop().time()) > 0:
+        await services.pulse.wait(job.job_id, left)
+        job = await services.database.run(jobs.get, job.job_id)
+    return await _status(services, job.job_id)
 
 
 @router.post("/{job_id}/cancel")
@@ -104,8 +118,15 @@ async def destroy(job_id: str, services: ServicesNow) -> JobStatus:
 async def output(job_id: str, services: ServicesNow, *, partial: bool = False) -> StreamingResponse:
     """Stream the answers; of a job that has not ended only with `partial`, those of finished chunks."""
     job = await services.database.run(jobs.resolve, job_id)
-    if job.state.has_ended:
+    if job.state.has_ended and (job.output_file_id is not None or not await _has_answers(services, job)):
         return await _file(services, job.output_file_id)
+    if not partial and job.state.has_ended:
+        raise Conflict(
+            f"job {job.job_id} failed before its output could be assembled",
+            code="output_not_assembled",
+            next_step=f"take the finished chunks: tandemn download {job.job_id} --partial",
+            object_id=job.job_id,
+        )
     if not partial:
         raise Conflict(
             f"job {job.job_id} is {job.state}; its output is not assembled yet",
@@ -134,6 +155,10 @@ async def _nothing() -> AsyncIterator[bytes]:
     no_blocks: tuple[bytes, ...] = ()
     for block in no_blocks:
         yield block
+
+
+async def _has_answers(services: Services, job: JobRecord) -> bool:
+    return (await services.database.run(chunks.totals, job.job_id)).completed > 0
 
 
 async def _finished(services: Services, job: JobRecord) -> AsyncIterator[bytes]:

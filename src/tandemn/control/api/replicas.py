@@ -66,6 +66,7 @@ async def hello(replica: CallingReplica, services: ServicesNow) -> protocol.Assi
         flush_s=settings.flush_s,
         silence_s=settings.silence_s,
         engine_start_s=settings.engine_start_s,
+        store_full_s=settings.store_full_s,
     )
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PAGE = 1000
 
 #: What the error line of an unanswered request says, by how the job ends.
-_UNANSWERED = {
+UNANSWERED = {
     JobState.CANCELLED: ("batch_cancelled", "This request was not executed before the job was cancelled."),
     JobState.EXPIRED: ("batch_expired", "This request could not be executed before the deadline."),
     JobState.OVER_BUDGET: ("over_budget", "This request was not executed within the job's budget."),
@@ -35,7 +35,6 @@ _UNANSWERED = {
 async def assemble_job(services: Services, job: JobRecord) -> Assembled:
     """Write the job's output and error files; safe to repeat."""
     inputs, input_name = await asyncio.to_thread(input_of, services, job)
-    folder = names.job_folder(job.job_id)
     return await assemble(
         services.objects,
         _chunks(services, job),
@@ -43,7 +42,7 @@ async def assemble_job(services: Services, job: JobRecord) -> Assembled:
             input=input_name,
             output=names.output_object(job.job_id),
             errors=names.errors_object(job.job_id),
-            settled_prefix=f"{folder}settled",
+            settled_prefix=names.settled_prefix(job.job_id),
         ),
         batch_id=job.job_id,
         requests=job.requests,
@@ -74,13 +73,13 @@ def _done(job: JobRecord, chunk: ChunkRecord) -> ChunkObjects:
 
 
 async def _unfinished(services: Services, job: JobRecord, chunk: ChunkRecord) -> UnfinishedChunk:
-    if job.outcome not in _UNANSWERED:
+    if job.outcome not in UNANSWERED:
         raise Broken(
             f"chunk {chunk.chunk} of {job.job_id} is not done, yet the job is {job.outcome}",
             code="assembly_incomplete",
             object_id=job.job_id,
         )
-    code, message = _UNANSWERED[job.outcome]
+    code, message = UNANSWERED[job.outcome]
     if job.outcome is JobState.FAILED:
         message = f"{message}: {job.reason}"
     folder = names.parts_folder(job.job_id, chunk.chunk)

@@ -12,6 +12,7 @@ from tandemn.control import names
 from tandemn.control.reconcilers.assembling import assemble_job
 from tandemn.control.store import files, jobs, replicas
 from tandemn.control.store.records import FileRecord
+from tandemn.errors import Broken, StoreUnavailable
 from tandemn.protocol.jobs import JobState
 
 if TYPE_CHECKING:
@@ -24,7 +25,13 @@ if TYPE_CHECKING:
 async def step(services: Services, job: JobRecord) -> bool:
     """Assemble, wait for the replicas to be gone, clean, end; True: it moved."""
     if job.output_file_id is None and job.error_file_id is None:
-        await _assemble(services, job)
+        try:
+            await _assemble(services, job)
+        except StoreUnavailable as exc:
+            if exc.code == job.code == "store_full":
+                # The store's being full is what the job ended of: it has been waited for long enough.
+                raise Broken(exc.message, code=exc.code, next_step=exc.next_step) from exc
+            raise
         job = await services.database.run(jobs.get, job.job_id)
     live = [
         each for each in await services.database.run(replicas.of_job, job.job_id) if not each.state.has_ended
@@ -35,6 +42,8 @@ async def step(services: Services, job: JobRecord) -> bool:
         return False  # the fleet's step ends them
     for folder in names.scratch_folders(job.job_id):
         await services.objects.delete_prefix(folder)
+    # Planning removes it, unless it died just before.
+    await services.objects.delete(names.index_object(job.job_id))
     await services.desk.forget(job.job_id)
     moved = await services.database.run(
         jobs.move,

@@ -147,10 +147,20 @@ def _fact(replica: ReplicaRecord, presence: Presence, listening_since: float) ->
         last_seen=max(heard, listening_since) if heard is not None else None,
         ended_at=replica.ended_at,
         goodbye=replica.goodbye,
-        requests_done=max(replica.beat.requests_done if replica.beat else 0, replica.chunks_completed),
+        requests_done=_requests_done(replica),
         code=replica.code,
         reason=replica.reason,
     )
+
+
+def _requests_done(replica: ReplicaRecord) -> int:
+    """Answers that it gave, at least: it may have completed a chunk since its last report.
+
+    A chunk that was completed by an engine that did nothing but die holds none.
+    """
+    told = replica.beat.requests_done if replica.beat else 0
+    only_died = replica.goodbye is not None and replica.goodbye.code == "engine_died"
+    return told if only_died else max(told, replica.chunks_completed)
 
 
 async def _apply(

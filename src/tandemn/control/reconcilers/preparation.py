@@ -7,6 +7,8 @@ from dataclasses import asdict
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
+import structlog
+
 from tandemn.batch.input_process import load_index, validate_input
 from tandemn.batch.split import chunk_size, split
 from tandemn.control import names
@@ -24,12 +26,16 @@ from tandemn.protocol.jobs import JobState, LineErrorView, ReplicaConfig
 from tandemn.protocol.replicas import Market
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sqlalchemy import Connection
 
     from tandemn.batch.input import InputReport
     from tandemn.batch.split import ChunkRange
     from tandemn.control.services import Services
     from tandemn.control.store.records import JobRecord
+
+_log = structlog.get_logger()
 
 #: Tokens a second that one local replica is taken to generate until it has shown what it does; it decides
 #: how large chunks are and what the job is expected to cost, nothing else. The demo model makes some 15,000 on one core, real ones on a CPU fewer.
@@ -276,5 +282,21 @@ async def fail(services: Services, job_id: str, cause: Exception) -> None:
     await services.database.run(record)
     await fleet.give_up(services, job_id, code=code, reason=reason)
     if job.state in {JobState.VALIDATING, JobState.PLANNING}:
-        await services.objects.delete_prefix(names.job_folder(job_id))
+        await _clear(services, job_id, [names.job_folder(job_id)])
+    elif job.state is JobState.ASSEMBLING:
+        # Finished chunks are kept: where the output could not be written, they are the answers.
+        await _clear(services, job_id, names.unanswered_folders(job_id))
     services.pulse.beat(job_id)
+
+
+async def _clear(services: Services, job_id: str, folders: Sequence[str]) -> None:
+    """Remove what a failed job has in store and queue; what fails may be what ended it."""
+    for folder in folders:
+        try:
+            await services.objects.delete_prefix(folder)
+        except TandemnError as exc:
+            _log.warning("not removed", job_id=job_id, folder=folder, error=str(exc))
+    try:
+        await services.desk.forget(job_id)
+    except TandemnError as exc:
+        _log.warning("queue not dropped", job_id=job_id, error=str(exc))

@@ -23,6 +23,8 @@ _log = structlog.get_logger()
 
 #: How often a job is looked at when nothing wakes it.
 TICK_S = 1.0
+#: Between two rounds, however often they are woken: a job of small chunks completes dozens a second.
+BREATH_S = 0.1
 #: Failed steps of one job in a row, a tick apart, before the job is ended as failed.
 FAILED_STEPS = 30
 #: How long steps under way may go on when the control plane is to end.
@@ -41,6 +43,7 @@ class Supervisor:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._steps: dict[str, asyncio.Task[None]] = {}
+        self._passed_over: set[str] = set()
         self._failures: dict[str, int] = {}
         self._room = asyncio.Semaphore(PARALLEL)
         self._audited: dict[str, float] = {}
@@ -61,11 +64,14 @@ class Supervisor:
         """Go on until cancelled or halted; then the steps under way are cancelled, too."""
         try:
             while not self._is_halted:
+                # From before the round on: what changes during it asks for another.
+                woken = asyncio.ensure_future(self._services.pulse.wait("*", TICK_S))
                 try:
                     await self._round()
                 except TandemnError as exc:
                     _log.warning("cannot look for work", error=str(exc))
-                await self._services.pulse.wait("*", TICK_S)
+                await asyncio.sleep(BREATH_S)
+                await woken
         finally:
             for task in self._steps.values():
                 task.cancel()
@@ -73,13 +79,19 @@ class Supervisor:
 
     async def _round(self) -> None:
         for job_id in await self._services.database.run(_busy_jobs):
-            if job_id not in self._steps and not self._is_halted:
+            if job_id in self._steps:
+                self._passed_over.add(job_id)
+            elif not self._is_halted:
                 task = asyncio.create_task(self._step(job_id), name=f"step of {job_id}")
                 self._steps[job_id] = task
                 task.add_done_callback(partial(self._forget, job_id))
 
     def _forget(self, job_id: str, _task: asyncio.Task[None]) -> None:
         self._steps.pop(job_id, None)
+        if job_id in self._passed_over:
+            # It may have changed after its step had looked.
+            self._passed_over.discard(job_id)
+            self._services.pulse.beat("*")
         if len(self._audited) > AUDITS_KEPT:
             self._audited = {known: at for known, at in self._audited.items() if known in self._steps}
 

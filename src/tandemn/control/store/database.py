@@ -45,12 +45,23 @@ class Database:
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="database")
 
     def migrate(self) -> None:
-        """Bring the schema to this version's; safe to repeat."""
+        """Bring the schema to this version's; safe to repeat.
+
+        Raises:
+            StoreUnavailable: there is no database there, and none can be made.
+        """
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
-        with self._engine.begin() as connection:
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+        try:
+            with self._engine.begin() as connection:
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
+        except DBAPIError as exc:
+            raise StoreUnavailable(
+                f"the state database {self._engine.url.render_as_string()} cannot be opened: {exc.orig}",
+                code="database_unavailable",
+                next_step="check TANDEMN_DATABASE_URL, or that the state folder can be written to",
+            ) from exc
 
     async def run(
         self, function: Callable[Concatenate[Connection, P], R], *args: P.args, **kwargs: P.kwargs

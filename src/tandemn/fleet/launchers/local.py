@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 from collections import deque
 from contextlib import suppress
 from decimal import Decimal
@@ -24,7 +25,7 @@ from tandemn.prices import Price
 from tandemn.settings import python_executable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from tandemn.fleet.launchers.launcher import Handle, LaunchSpec
@@ -36,14 +37,29 @@ _SAME_START_S = 0.02
 
 
 class LocalLauncher:
-    """Launches runners below `home`: `work/ID` while they live, `logs/replicas/ID.log` for good."""
+    """Launches runners below `home`: `work/ID` while they live, `logs/replicas/ID.log` for good.
+
+    Args:
+        home: the state folder.
+        slots: how many may run at a time.
+        usd_per_hour: what one is taken to cost.
+        on_end: called, in a thread of its own, whenever a runner that this launcher started has ended.
+    """
 
     name = "local"
 
-    def __init__(self, home: Path, slots: int, *, usd_per_hour: Decimal | None = None) -> None:
+    def __init__(
+        self,
+        home: Path,
+        slots: int,
+        *,
+        usd_per_hour: Decimal | None = None,
+        on_end: Callable[[], None] | None = None,
+    ) -> None:
         self._home = home
         self._slots = slots
         self._usd_per_hour = usd_per_hour
+        self._on_end = on_end
         #: Our own children, to be reaped; adopted ones are init's.
         self._children: dict[int, subprocess.Popen[bytes]] = {}
 
@@ -81,7 +97,16 @@ class LocalLauncher:
                 env=environment,
             )
         self._children[process.pid] = process
-        return _handle(psutil.Process(process.pid))
+        handle = _handle(psutil.Process(process.pid))
+        if self._on_end is not None:
+            # A thread that sleeps in the kernel: whoever waits for the job's end need not wait for a tick, too.
+            threading.Thread(target=self._await_end, args=(process,), name="replica", daemon=True).start()
+        return handle
+
+    def _await_end(self, process: subprocess.Popen[bytes]) -> None:
+        process.wait()
+        assert self._on_end is not None, "only started where there is one"
+        self._on_end()
 
     def find(self, replica_id: str) -> Handle | None:
         for process in self._runners():
