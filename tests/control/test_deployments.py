@@ -212,3 +212,22 @@ def test_a_key_is_made_once(tmp_path):
     assert Keyring(tmp_path / "keys").key("two") != first
     assert sorted(path.name for path in (tmp_path / "keys").iterdir()) == ["one", "two"]
     assert first.get_secret_value() not in repr(first)
+
+
+async def test_one_backend_that_breaks_does_not_leave_another_half_moved(desk):
+    """A fault of our own in one backend is raised only when its sibling's call has been recorded."""
+    plan = desk.provider.plan(SPEC)
+    plans = {"broken": replace(plan, remote_name="tandemn-other"), "serverless": plan}
+    await desk.database.run(store.submit, SPEC, plans, now=0.0)
+
+    def provider(_record, backend):
+        if backend.name == "broken":
+            raise RuntimeError("a bug")
+        return desk.provider
+
+    desk.hands = replace(desk.hands, provider=provider)
+    with pytest.raises(RuntimeError, match="a bug"):
+        await desk.step()
+    record = await desk.database.run(store.get, "one")
+    states = {each.backend.name: each.backend.is_ensured for each in record.backends}
+    assert states == {"broken": False, "serverless": True}

@@ -40,7 +40,11 @@ class Hands:
 async def step(hands: Hands, service_name: str) -> DeploymentRecord:
     """Move each backend by one action, all at a time; return the record as it is then."""
     record = await hands.database.run(deployments.get, service_name)
-    await asyncio.gather(*(_move(hands, record, known) for known in record.backends))
+    moves = [_move(hands, record, known) for known in record.backends]
+    # All of them end before this does: a step must never overlap with the next one.
+    for outcome in await asyncio.gather(*moves, return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            raise outcome
     record = await hands.database.run(deployments.get, service_name)
     if record.state is DeploymentState.DELETED:
         hands.keyring.forget(service_name)
