@@ -68,7 +68,7 @@ def submit(
         raise Conflict(
             f"the name {spec.service_name} is taken by a deployment of {record.spec.model} with other settings",
             code="name_taken",
-            next_step="--update changes it in place, --service-name names another one",
+            next_step="update it in place, or deploy under another name",
             object_id=spec.service_name,
         )
     _replan(connection, record, plans)
@@ -95,7 +95,6 @@ def get(connection: Connection, service_name: str) -> DeploymentRecord:
         raise NotFound(
             f"there is no deployment {service_name}",
             code="deployment_not_found",
-            next_step="`tandemn list` shows them",
             object_id=service_name,
         )
     return _record(connection, row)
