@@ -1,11 +1,11 @@
 """Cloud Run's services over gRPC: bytes in, bytes out, as the real client sends them."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 import grpc
 from google.cloud import run_v2
 from google.longrunning import operations_pb2
-from google.protobuf import timestamp_pb2
 from tests.fakes.remote_faults import Fault, Faults, forever
 
 CODES = {
@@ -100,11 +100,11 @@ class CloudRunApi:
     def _list(self, request: Any) -> bytes:
         self._age()
         mine = [each for name, each in self.services.items() if name.startswith(f"{request.parent}/")]
-        listed: bytes = run_v2.ListServicesResponse.serialize(run_v2.ListServicesResponse(services=mine))
-        return listed
+        page: bytes = run_v2.ListServicesResponse.serialize(run_v2.ListServicesResponse(services=mine))
+        return page
 
     def _delete(self, request: Any) -> bytes:
-        self.services[request.name].delete_time = timestamp_pb2.Timestamp(seconds=1)
+        self.services[request.name].delete_time = datetime(2026, 1, 1, tzinfo=UTC)
         self._going.setdefault(request.name, self.slow_deletes)
         self._age()
         return operation()

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 import grpclib.server
-from google.protobuf.empty_pb2 import Empty
+from google.protobuf import empty_pb2
 from grpclib import GRPCError, Status
 from modal_proto import api_grpc, api_pb2
 from tests.fakes.remote_faults import Fault, Faults, forever
@@ -25,6 +25,7 @@ STATUSES = {
     Fault.NOT_FOUND: Status.NOT_FOUND,
     Fault.REFUSED: Status.INVALID_ARGUMENT,
 }
+EMPTY: Any = empty_pb2.Empty()
 SUCCESS = api_pb2.GenericResult(status=api_pb2.GenericResult.GENERIC_STATUS_SUCCESS)
 
 
@@ -126,10 +127,10 @@ class ModalApi:
         return api_pb2.AppGetLayoutResponse()
 
     def _do_AppHeartbeat(self, _request: Any) -> Any:  # noqa: N802
-        return Empty()
+        return EMPTY
 
     def _do_AppClientDisconnect(self, _request: Any) -> Any:  # noqa: N802
-        return Empty()
+        return EMPTY
 
     def _do_ImageGetOrCreate(self, _request: Any) -> Any:  # noqa: N802
         return api_pb2.ImageGetOrCreateResponse(image_id="im-1", result=SUCCESS)
@@ -194,7 +195,7 @@ class ModalApi:
             app.setdefault("going", self.slow_deletes)
         else:
             app["state"] = "stopped"
-        return Empty()
+        return EMPTY
 
     def _do_FunctionGet(self, request: Any) -> Any:  # noqa: N802
         app = self._named(request.app_name)

@@ -54,7 +54,7 @@ def choose_provider(
         raise InvalidInput(
             f"no serverless provider can serve {gpu}: {'; '.join(reasons) or 'none is configured'}",
             code="no_serverless_provider",
-            next_step="`tandemn check` says what each one lacks",
+            next_step="sign in to one that offers it; docs/providers.md says how",
             param="serverless_provider",
         )
     # An unknown price is no low one.

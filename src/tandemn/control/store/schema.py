@@ -141,6 +141,41 @@ replicas = Table(
     Index(None, "state"),
 )
 
+deployments = Table(
+    "deployments",
+    metadata,
+    Column("service_name", String(40), primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("spec", JSON, nullable=False),
+    Column("is_deleting", Boolean, nullable=False, default=False),
+    Column("warnings", JSON, nullable=False, default=list),
+    Column("created_at", Float, nullable=False),
+    Column("updated_at", Float, nullable=False),
+    Index(None, "state"),
+)
+
+backends = Table(
+    "backends",
+    metadata,
+    Column(
+        "service_name",
+        String(40),
+        ForeignKey("deployments.service_name", ondelete="CASCADE"),
+        primary_key=True,
+    ),
+    Column("name", String(32), primary_key=True),
+    Column("version", Integer, nullable=False, default=0),  # bumped by each change: a stale one is dropped
+    Column("plan", JSON, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("is_tried", Boolean, nullable=False, default=False),  # the intent, before the remote create
+    Column("is_ensured", Boolean, nullable=False, default=False),
+    Column("remote", JSON, nullable=True),  # the provider's id, right after the create
+    Column("reason", Text, nullable=True),
+    Column("code", String(64), nullable=True),
+    Column("failures", Integer, nullable=False, default=0),
+    Column("not_before", Float, nullable=False, default=0),
+)
+
 events = Table(
     "events",
     metadata,

@@ -235,9 +235,9 @@ class Modal:
         return url
 
     def _call(self, limit_s: float | None = None) -> AbstractAsyncContextManager[None]:
-        return faults.translated(
-            NAME, (self._modal.exception.Error,), self._translate, limit_s=limit_s or self._call_s
-        )
+        # ValueError: the SDK's own word for an answer that it cannot read.
+        kinds = (self._modal.exception.Error, ValueError)
+        return faults.translated(NAME, kinds, self._translate, limit_s=limit_s or self._call_s)
 
     def _translate(self, exc: Exception) -> TandemnError:
         kinds, detail = self._modal.exception, faults.shown(exc, self._secrets)

@@ -19,15 +19,16 @@ Errors say what the caller can do:
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from tandemn.protocol.replicas import Market
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from decimal import Decimal
 
     from tandemn.placement.catalog.offers import Offer
     from tandemn.protocol.deployments import BackendState, DeploymentSpec
-    from tandemn.protocol.replicas import Market
 
 #: What every remote name begins with: `gc` looks for it.
 REMOTE_PREFIX = "tandemn-"
@@ -77,6 +78,21 @@ class BackendPlan:
     price_source: str = ""
     warnings: tuple[str, ...] = ()
     """What the provider does otherwise than asked."""
+
+    def as_json(self) -> dict[str, Any]:
+        price = None if self.usd_per_hour is None else str(self.usd_per_hour)
+        return asdict(self) | {"market": self.market.value, "usd_per_hour": price}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Read what `as_json` wrote."""
+        price = value["usd_per_hour"]
+        read = {
+            "market": Market(value["market"]),
+            "usd_per_hour": None if price is None else Decimal(price),
+            "warnings": tuple(value["warnings"]),
+        }
+        return cls(**{**value, **read})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
