@@ -94,6 +94,7 @@ class Rig:
     other: Any
     port: int
     ports: list[int]
+    both: list[Any]
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
