@@ -459,6 +459,9 @@ class Stream:
         if len(events) > MIN_EVENT_BYTES:
             self.last_data = events  # as the backend told it: its own tokens only
         self.is_done = seam.progress.is_done
+        if seam.progress.size > self.exchange.router.table.limits.kept_stream_bytes:
+            self.can_resume = False
+            self.why_not = "the answer is longer than what is kept"
         self._out(b"".join(out))
         return True
 
