@@ -20,12 +20,10 @@ from tandemn.router.resume import (
     Continuation,
     Finish,
     Refusal,
-    Seam,
-    SeamMismatch,
-    broken_events,
     continue_stream,
 )
 from tandemn.router.routing import MAX_RESUMES
+from tandemn.router.seam import Seam, SeamMismatch, broken_events
 from tandemn.router.sse import LAST_CHUNK, ChunkDecoder, EventCutter, Garbled, as_chunk, data_of, whole_chunk
 from tandemn.router.table import Engine
 from tandemn.router.wire import AnswerHead, find_usage, rewrite_head
