@@ -398,6 +398,42 @@ def failover(bench: Bench) -> dict[str, Any]:
     return {"answered of 20": found}
 
 
+def shift(bench: Bench) -> dict[str, Any]:
+    """Spot comes up and goes, while requests come: seconds until it gets them, and requests lost when it goes."""
+    _, serverless = bench.serve()
+    spot_port, port = free_port(), free_port()
+    table = bench.folder / "shift.json"
+    spot = {
+        "name": "spot",
+        "market": "spot",
+        "url": f"http://127.0.0.1:{spot_port}",
+        "health_path": "/v1/models",
+    }
+    modal = {"name": "modal", "market": "serverless", "url": f"http://127.0.0.1:{serverless}"}
+    table.write_text(json.dumps({"version": 1, "backends": [spot, modal]}))
+    argv = [sys.executable, "-m", "tandemn.router", "--port", str(port), "--table", str(table)]
+    process = bench.start(argv, 0, TANDEMN_ROUTER_KEY=KEY)
+    wait_for(lambda: answers(port))
+    begun = bench.start([str(bench.tool), "serve", str(spot_port)], 1)
+    wait_for(lambda: answers(spot_port))
+    up_at = time.monotonic()
+    wait_for(lambda: post(port) == 200 and state_of(port, "spot") == "ready")
+    shifted_s = time.monotonic() - up_at
+    os.killpg(begun.pid, signal.SIGKILL)
+    answered = sum(post(port) == 200 for _ in range(20))
+    os.killpg(process.pid, signal.SIGKILL)
+    return {"seconds until spot is used": round(shifted_s, 2), "answered of 20 when it goes": answered}
+
+
+def state_of(port: int, name: str) -> str:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/router/health", headers={"Authorization": f"Bearer {KEY}"}
+    )
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        backends = json.load(answer)["backends"]
+    return next(str(backend["state"]) for backend in backends if backend["name"] == name)
+
+
 def tls_backend(bench: Bench, backend: int) -> tuple[int, str]:
     """Nginx on core 1 with a certificate, in front of the same stand-in."""
     cert, key = bench.folder / "cert.pem", bench.folder / "key.pem"
@@ -479,7 +515,7 @@ def run(
         results += run_round(bench, running, backend, scenarios)
     report: dict[str, Any] = {"medians": summary(results), "runs": results}
     report["targets"] = targets(report["medians"])
-    report["failover"] = failover(bench)
+    report["failover"] = failover(bench) | shift(bench)
     if with_tls and shutil.which("nginx"):
         print("TLS to the backend")
         port, cert = tls_backend(bench, backend)

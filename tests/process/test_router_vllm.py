@@ -94,11 +94,12 @@ def test_greedy_streams_killed_at_many_tokens_equal_the_unbroken_ones(rig, tempe
     router = rig.router(
         backend("a", first.url, price_usd_per_hour=0.0), backend("b", second.url, price_usd_per_hour=1.0)
     )
+    model = json.loads(ask(second.port, path="/v1/models", method="GET")[2])["data"][0]["id"]
     asked = [
         (
             path,
             {
-                "model": str(MODEL),
+                "model": model,
                 "temperature": temperature,
                 "max_tokens": LENGTH,
                 "ignore_eos": True,
@@ -110,7 +111,9 @@ def test_greedy_streams_killed_at_many_tokens_equal_the_unbroken_ones(rig, tempe
     ]
     whole = []
     for path, body in asked:
-        choice = json.loads(ask(second.port, body, path=path)[2])["choices"][0]
+        status, _, content = ask(second.port, body, path=path)
+        assert status == 200, content
+        choice = json.loads(content)["choices"][0]
         whole.append(choice["message"]["content"] if "message" in choice else choice["text"])
     told: list[list[str]] = [[] for _ in asked]
 

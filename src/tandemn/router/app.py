@@ -111,7 +111,7 @@ async def _serve(options: Options, keys: Keys, announce: Callable[[str], None]) 
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     finally:
-        state.save(router.meter.encode(monotonic()))
+        state.save(router.meter.encode(monotonic()), is_final=True)
         state.close()
 
 
