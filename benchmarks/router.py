@@ -38,7 +38,7 @@ KEY = "sk-benchmark-0123456789abcdef0123"
 #: Scenario: what the backend is set to, and what the load does (mode, connections, seconds, warm-up, ramp, rate, vary).
 SCENARIOS = {
     "closed": ("events=200&gap_us=0", ("closed", "64", "3", "1", "0", "0"), "0"),
-    "closed, heads vary": ("events=200&gap_us=0", ("closed", "64", "3", "1", "0", "0"), "1"),
+    "varied heads": ("events=200&gap_us=0", ("closed", "64", "3", "1", "0", "0"), "1"),
     "200/s": ("events=200&gap_us=0", ("rate", "64", "3", "0.5", "0", "200"), "0"),
     "500 streams": ("events=200&gap_us=20000", ("stream", "500", "4", "0.5", "1000", "0"), "0"),
     "2000 idle": ("events=2&gap_us=60000000", ("idle", "2000", "1", "0.5", "3000", "0"), "0"),

@@ -80,6 +80,7 @@ async def read_stream(port: int, path: str, body: dict[str, Any], texts: list[st
     content = json.dumps({**body, "stream": True}).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nConnection: close\r\n"
+    head += "Content-Type: application/json\r\n"
     writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
     async for line in reader:
         if line.startswith(b"data: "):
