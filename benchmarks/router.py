@@ -24,6 +24,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ KEY = "sk-benchmark-0123456789abcdef0123"
 #: Scenario: what the backend is set to, and what the load does (mode, connections, seconds, warm-up, ramp, rate, vary).
 SCENARIOS = {
     "closed": ("events=200&gap_us=0", ("closed", "64", "3", "1", "0", "0"), "0"),
-    "closed, heads vary": ("events=200&gap_us=0", ("closed", "64", "3", "1", "0", "0"), "1"),
+    "varied heads": ("events=200&gap_us=0", ("closed", "64", "3", "1", "0", "0"), "1"),
     "200/s": ("events=200&gap_us=0", ("rate", "64", "3", "0.5", "0", "200"), "0"),
     "500 streams": ("events=200&gap_us=20000", ("stream", "500", "4", "0.5", "1000", "0"), "0"),
     "2000 idle": ("events=2&gap_us=60000000", ("idle", "2000", "1", "0.5", "3000", "0"), "0"),
@@ -86,6 +87,12 @@ class Bench:
         done = subprocess.run(argv, capture_output=True, env={**os.environ, "CPU_OF": pids}, check=False)
         found: dict[str, Any] = json.loads(done.stdout) if done.returncode == 0 else {"failed": -1}
         return found
+
+    def drop(self, process: subprocess.Popen[bytes]) -> None:
+        """End one process at once."""
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        self.running.remove(process)
 
     def end(self) -> None:
         for process in self.running:
@@ -283,10 +290,17 @@ def run_round(
 ) -> list[dict[str, Any]]:
     found = []
     for scenario in scenarios:
-        for name, (process, port) in running.items():
-            if process is None and scenario == "2000 idle":
+        for name, (process, port, begin) in running.items():
+            if scenario != "2000 idle":
+                result = measure(bench, process, port, backend, scenario)
+            elif begin is not None:
+                # A process of its own: what earlier scenarios freed would hide what a stream takes.
+                fresh, fresh_port = begin()
+                wait_for(lambda fresh_port=fresh_port: answers(fresh_port))
+                result = measure(bench, fresh, fresh_port, backend, scenario)
+                bench.drop(fresh)
+            else:
                 continue
-            result = measure(bench, process, port, backend, scenario)
             found.append({"scenario": scenario, "name": name, **result})
             print(f"  {scenario:20} {name:18} {figures(found[-1])}", flush=True)
     return found
@@ -384,6 +398,42 @@ def failover(bench: Bench) -> dict[str, Any]:
     return {"answered of 20": found}
 
 
+def shift(bench: Bench) -> dict[str, Any]:
+    """Spot comes up and goes, while requests come: seconds until it gets them, and requests lost when it goes."""
+    _, serverless = bench.serve()
+    spot_port, port = free_port(), free_port()
+    table = bench.folder / "shift.json"
+    spot = {
+        "name": "spot",
+        "market": "spot",
+        "url": f"http://127.0.0.1:{spot_port}",
+        "health_path": "/v1/models",
+    }
+    modal = {"name": "modal", "market": "serverless", "url": f"http://127.0.0.1:{serverless}"}
+    table.write_text(json.dumps({"version": 1, "backends": [spot, modal]}))
+    argv = [sys.executable, "-m", "tandemn.router", "--port", str(port), "--table", str(table)]
+    process = bench.start(argv, 0, TANDEMN_ROUTER_KEY=KEY)
+    wait_for(lambda: answers(port))
+    begun = bench.start([str(bench.tool), "serve", str(spot_port)], 1)
+    wait_for(lambda: answers(spot_port))
+    up_at = time.monotonic()
+    wait_for(lambda: post(port) == 200 and state_of(port, "spot") == "ready")
+    shifted_s = time.monotonic() - up_at
+    os.killpg(begun.pid, signal.SIGKILL)
+    answered = sum(post(port) == 200 for _ in range(20))
+    os.killpg(process.pid, signal.SIGKILL)
+    return {"seconds until spot is used": round(shifted_s, 2), "answered of 20 when it goes": answered}
+
+
+def state_of(port: int, name: str) -> str:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/router/health", headers={"Authorization": f"Bearer {KEY}"}
+    )
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        backends = json.load(answer)["backends"]
+    return next(str(backend["state"]) for backend in backends if backend["name"] == name)
+
+
 def tls_backend(bench: Bench, backend: int) -> tuple[int, str]:
     """Nginx on core 1 with a certificate, in front of the same stand-in."""
     cert, key = bench.folder / "cert.pem", bench.folder / "key.pem"
@@ -417,7 +467,7 @@ def start_all(bench: Bench, chosen: dict[str, Any], urls: list[str], **more: Any
             print(f"  {name} did not come up, left out")
             continue
         os.killpg(process.pid, signal.SIGSTOP)
-        running[name] = (process, port)
+        running[name] = (process, port, partial(begin, bench, urls, **more))
     return running
 
 
@@ -455,14 +505,17 @@ def run(
     bench: Bench, chosen: dict[str, Any], scenarios: list[str], rounds: int, *, with_tls: bool
 ) -> dict[str, Any]:
     _, backend = bench.serve()
-    running = {"direct": (None, backend), **start_all(bench, chosen, [f"http://127.0.0.1:{backend}"])}
+    running = {
+        "direct": (None, backend, None),
+        **start_all(bench, chosen, [f"http://127.0.0.1:{backend}"]),
+    }
     results = []
     for number in range(rounds):
         print(f"round {number + 1} of {rounds}")
         results += run_round(bench, running, backend, scenarios)
     report: dict[str, Any] = {"medians": summary(results), "runs": results}
     report["targets"] = targets(report["medians"])
-    report["failover"] = failover(bench)
+    report["failover"] = failover(bench) | shift(bench)
     if with_tls and shutil.which("nginx"):
         print("TLS to the backend")
         port, cert = tls_backend(bench, backend)

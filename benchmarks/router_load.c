@@ -119,10 +119,11 @@ static int serve_request(Peer *p) {
     char kept = p->in[head + body];
     p->in[head + body] = 0;
     int is_post = p->in[0] == 'P', good = 1;
+    static const char unavailable[] = "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n";
     char *stream = is_post ? strstr(p->in + head, "\"stream\":") : NULL;
     if (stream) stream += 9 + strspn(stream + 9, " ");
     if (is_post && fault == 1) good = 0;
-    else if (is_post && fault == 2) good = put(p, "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n", 54);
+    else if (is_post && fault == 2) good = put(p, unavailable, sizeof unavailable - 1);
     else if (stream && *stream == 't') {
         p->left = events_per_stream;
         p->sequence = 0;

@@ -94,6 +94,7 @@ class Rig:
     other: Any
     port: int
     ports: list[int]
+    both: list[Any]
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -146,7 +147,8 @@ def ask(
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     with contextlib.closing(connection):
         content = None if body is None else json.dumps(body)
-        connection.request(method, path, content, {"Authorization": f"Bearer {key}"})
+        fields = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+        connection.request(method, path, content, fields)
         answer = connection.getresponse()
         return answer.status, dict(answer.getheaders()), answer.read()
 

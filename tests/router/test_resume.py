@@ -13,13 +13,11 @@ from tandemn.router.resume import (
     Continuation,
     Finish,
     Refusal,
-    Seam,
-    SeamMismatch,
     ask_for_ids,
-    broken_events,
     continue_stream,
     read_ask,
 )
+from tandemn.router.seam import Seam, SeamMismatch, broken_events
 from tandemn.router.sse import data_of
 from tandemn.router.table import Engine
 

@@ -26,6 +26,11 @@ def answer(router: Router, request: Request, body: bytes) -> tuple[int, bytes, b
     """Status, content type and body for one of the router's own paths."""
     try:
         return _route(router, request, body)
+    except OSError as exc:
+        error = wire.error_body(
+            f"the table was not saved: {exc}", kind="server_error", code="table_not_saved"
+        )
+        return 503, _JSON, error
     except TandemnError as exc:
         error = wire.error_body(str(exc), kind="invalid_request_error", code=exc.code)
         return exc.http_status, _JSON, error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import resource
 import signal
 import ssl
 import sys
@@ -67,7 +68,15 @@ def run(options: Options, keys: Keys, announce: Callable[[str], None] | None = N
             code="router_key_missing",
             next_step="set TANDEMN_ROUTER_KEY, or say --public",
         )
+    _raise_file_limit()
     uvloop.run(_serve(options, keys, announce or _print_line))
+
+
+def _raise_file_limit() -> None:
+    """A stream takes two descriptors, and the usual soft limit is 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _print_line(line: str) -> None:
@@ -102,7 +111,7 @@ async def _serve(options: Options, keys: Keys, announce: Callable[[str], None]) 
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     finally:
-        state.save(router.meter.encode(monotonic()))
+        state.save(router.meter.encode(monotonic()), is_final=True)
         state.close()
 
 

@@ -41,6 +41,7 @@ class Client(asyncio.Protocol):
         "closes",
         "exchange",
         "head_bytes",
+        "heard_at",
         "incoming",
         "is_paused",
         "is_reading_paused",
@@ -61,6 +62,7 @@ class Client(asyncio.Protocol):
         """Whether the connection ends with the answer under way."""
         self.exchange: Exchange | None = None
         self.head_bytes = 0
+        self.heard_at = router.ticked_at
         self.incoming: Incoming | None = None
         self.is_paused = False
         """Whether the client takes what it gets too slowly."""
@@ -82,6 +84,7 @@ class Client(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self.refusal:
             return
+        self.heard_at = self.router.ticked_at
         if self.incoming is None and not self.head_bytes:
             end = data.find(b"\r\n\r\n") + 4
             head = data[:end]
@@ -273,6 +276,7 @@ class Client(asyncio.Protocol):
         if self.exchange is not exchange:
             return
         self.exchange = None
+        self.heard_at = self.router.ticked_at
         incoming = exchange.incoming
         if self.closes or (incoming is not None and not incoming.is_complete):
             # An answer before the request's end: what follows on the connection would be misread.

@@ -305,10 +305,10 @@ class Exchange:
             data = b"".join(self.held)
             self.held = None
             self.has_answer = True
-        if len(self.pending) < TAIL_BYTES:
-            self.pending += data[-TAIL_BYTES:]
-        else:
-            self.pending = data[-TAIL_BYTES:]
+        if self.head is not None and self.head.is_json:
+            self.pending = (
+                data[-TAIL_BYTES:] if len(data) >= TAIL_BYTES else self.pending[-TAIL_BYTES:] + data
+            )
         self.client.write(data)
         if self.left == 0:
             self._note_usage(self.pending)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import threading
 from bisect import bisect_left
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
@@ -176,6 +177,8 @@ class StateFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: int | None = None
+        self._order = threading.Lock()
+        self._is_final = False
 
     def open(self) -> bytes | None:
         """Take the lock and return the content, None where there is none yet.
@@ -196,9 +199,12 @@ class StateFile:
         except FileNotFoundError:
             return None
 
-    def save(self, content: bytes) -> None:
-        """Replace the file: after a crash there is either the old one or the new one."""
-        write_atomically(self.path, content)
+    def save(self, content: bytes, *, is_final: bool = False) -> None:
+        """Replace the file; what is saved after the final totals, by a thread that was late, is dropped."""
+        with self._order:
+            if not self._is_final:
+                self._is_final = is_final
+                write_atomically(self.path, content)
 
     def close(self) -> None:
         if self._lock is not None:

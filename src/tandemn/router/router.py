@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 #: Seconds between looks at limits, probes and overflow.
 TICK_S: Final = 0.1
+#: Seconds of silence after which a client's connection without a request under way is closed.
+CLIENT_IDLE_S: Final = 300.0
 #: Parsed heads that are kept, of about 2 KB each.
 MAX_KNOWN_HEADS: Final = 4096
 #: Seconds between looks at idle connections and stalled streams.
@@ -136,6 +138,8 @@ class Router:
         self.kept_bytes = 0
         self.is_stopping = False
         self.last_request = -math.inf
+        self.ticked_at = monotonic()
+        """The time to within a tick, for what needs no better."""
         self.replaced_fields: frozenset[bytes] = frozenset()
         self.passes_authorization = False
         """An open router leaves authorization to backends that want the client's own."""
@@ -284,7 +288,7 @@ class Router:
         swept = monotonic()
         while True:
             await asyncio.sleep(TICK_S)
-            now = monotonic()
+            now = self.ticked_at = monotonic()
             self._poke(now)
             for backend in list(self.backends.values()):
                 self._give_up_slow(backend, now)
@@ -321,7 +325,8 @@ class Router:
             if now - since < shortest:
                 break
             limit = stream_limit if exchange.ask is not None else answer_limit
-            if now - since >= limit and exchange.upstream is not None and exchange.incoming is None:
+            is_sent = exchange.incoming is None or exchange.incoming.is_complete
+            if now - since >= limit and exchange.upstream is not None and is_sent:
                 slow.append((exchange, limit))
         for exchange, limit in slow:
             exchange.fault(Fault.SLOW, f"no answer within {limit:g} s", is_sent=True)
@@ -329,6 +334,8 @@ class Router:
     def _sweep(self, now: float) -> None:
         for backend in self.backends.values():
             backend.pool.close_idle(now - IDLE_S)
+        for client in [c for c in self.clients if c.exchange is None and now - c.heard_at > CLIENT_IDLE_S]:
+            client.transport.abort()
         stall = self.table.limits.stall_s
         if stall is None:
             return

@@ -20,12 +20,10 @@ from tandemn.router.resume import (
     Continuation,
     Finish,
     Refusal,
-    Seam,
-    SeamMismatch,
-    broken_events,
     continue_stream,
 )
 from tandemn.router.routing import MAX_RESUMES
+from tandemn.router.seam import Seam, SeamMismatch, broken_events
 from tandemn.router.sse import LAST_CHUNK, ChunkDecoder, EventCutter, Garbled, as_chunk, data_of, whole_chunk
 from tandemn.router.table import Engine
 from tandemn.router.wire import AnswerHead, find_usage, rewrite_head
@@ -459,6 +457,9 @@ class Stream:
         if len(events) > MIN_EVENT_BYTES:
             self.last_data = events  # as the backend told it: its own tokens only
         self.is_done = seam.progress.is_done
+        if seam.progress.size > self.exchange.router.table.limits.kept_stream_bytes:
+            self.can_resume = False
+            self.why_not = "the answer is longer than what is kept"
         self._out(b"".join(out))
         return True
 

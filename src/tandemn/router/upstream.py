@@ -22,7 +22,7 @@ IDLE_S: Final = 4.0
 HIGH_WATER: Final = 128 << 10
 
 #: Connection attempts that failed: what the user can do is the same for all of them.
-CONNECT_ERRORS: Final = (OSError, ssl.SSLError, TimeoutError, ssl.CertificateError)
+CONNECT_ERRORS: Final = (OSError, ssl.SSLError, TimeoutError, ssl.CertificateError, UnicodeError)
 
 
 class Upstream(asyncio.Protocol):
