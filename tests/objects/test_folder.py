@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
 import resource
@@ -103,16 +104,27 @@ async def test_joined_objects_are_whole_whatever_their_sizes(store, monkeypatch)
     assert await store.get("joined") == b"o" * 3_000_000 + b"t" * 2_500_001
 
 
+async def test_copies_go_through_memory_where_the_kernel_has_none(store, monkeypatch):
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EXDEV, "another file system")
+
+    await store.put("one", b"1" * 3_000_000)
+    await store.put("two", b"2")
+    monkeypatch.setattr(os, "copy_file_range", refuse)
+    assert await store.concat("joined", ["one", "two"]) == 3_000_001
+    assert await store.get("joined") == b"1" * 3_000_000 + b"2"
+
+
 async def test_a_cancelled_concat_stops_and_leaves_nothing(store, tmp_path, monkeypatch):
     entered = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def never_done(_source: int, _buffers: list[bytearray]) -> int:
+    def never_done(_source: int, dest: int, _count: int) -> int:
         loop.call_soon_threadsafe(entered.set)
-        return 1
+        return os.write(dest, b"x")
 
-    await store.put("one", b"1" * 1_000_000)
-    monkeypatch.setattr(os, "readv", never_done)
+    await store.put("one", b"1" * 30_000_000)
+    monkeypatch.setattr(os, "copy_file_range", never_done)
     joining = asyncio.create_task(store.concat("joined", ["one"]))
     await entered.wait()
     joining.cancel()

@@ -45,14 +45,19 @@ STAGING_ORPHAN_S = 60.0
 #: Names that a listing reads at a time.
 LIST_PAGE = 1000
 #: Bytes written before the kernel is told to begin bringing them to the disk: the sync at the end then finds
-#: little left to do. Joining 1.2 GB on ext4: 1,390 MB/s, 500 without it.
-WRITE_OUT_BYTES = 16 * 1024 * 1024
+#: little left to do. Joining 1.2 GB on a quiet ext4, three rounds, synced: 1,680 to 1,780 MB/s with
+#: copy_file_range; 1,120 to 1,340 without this; through memory 510 to 2,230.
+WRITE_OUT_BYTES = 64 * 1024 * 1024
+#: Bytes copied inside the kernel between two looks at whether to stop.
+COPY_BYTES = 16 * 1024 * 1024
 #: Tries to write into a folder that another task is removing, and the other way round.
 RACE_TRIES = 5
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _MISSING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR})
 _DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+#: Another file system, or one that cannot copy by itself.
+_NO_KERNEL_COPY = frozenset({errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF})
 #: Flag of sync_file_range(2): begin writing what is not on its way yet, wait for nothing.
 _SYNC_FILE_RANGE_WRITE = 2
 
@@ -139,10 +144,9 @@ class Folder:
 
         def copy() -> int:
             with self._translated(dest), _Staged(self._root) as staged:
-                buffer = bytearray(BLOCK_BYTES)
                 for name in names:
                     with self._translated(name), self._opened(name) as fd:
-                        _append(fd, staged, buffer, stop)
+                        _append(fd, staged, stop)
                 staged.commit(self._root / dest)
                 return staged.size
 
@@ -224,8 +228,22 @@ class _Staged:
         view = memoryview(data)
         while view:
             written = os.write(self._fd, view)
-            self.size += written
+            self._grown(written)
             view = view[written:]
+
+    def copy(self, source: int, count: int) -> int:
+        """Append up to `count` bytes from where `source` stands, inside the kernel; 0: not possible here."""
+        try:
+            copied = os.copy_file_range(source, self._fd, count)
+        except OSError as exc:
+            if exc.errno not in _NO_KERNEL_COPY:
+                raise
+            return 0
+        self._grown(copied)
+        return copied
+
+    def _grown(self, count: int) -> None:
+        self.size += count
         if self.size - self._on_its_way >= WRITE_OUT_BYTES:
             _begin_write_out(self._fd, self._on_its_way, self.size)
             self._on_its_way = self.size
@@ -279,17 +297,20 @@ def _read_blocks(fd: int, start: int, end: int) -> Iterator[bytes]:
         yield block
 
 
-def _append(source: int, dest: _Staged, buffer: bytearray, stop: threading.Event) -> None:
-    """Append all of a file to another.
-
-    Through memory: copy_file_range(2) takes twice the time, for it goes page by page (objects do not end at
-    the borders of blocks, so that no file system could share them).
-    """
-    view = memoryview(buffer)
-    while count := os.readv(source, [buffer]):
+def _append(source: int, dest: _Staged, stop: threading.Event) -> None:
+    """Append all of a file to another: inside the kernel, or through memory where it cannot do that."""
+    remaining = os.fstat(source).st_size
+    while remaining:
         if stop.is_set():
             raise OSError(errno.ECANCELED, "cancelled")
-        dest.write(view[:count])
+        copied = dest.copy(source, min(remaining, COPY_BYTES))
+        if not copied:
+            block = os.read(source, BLOCK_BYTES)
+            if not block:
+                return
+            dest.write(block)
+            copied = len(block)
+        remaining -= copied
 
 
 def _begin_write_out(fd: int, start: int, end: int) -> None:
