@@ -132,6 +132,8 @@ class CloudRun:
             },
             usd_per_hour=price,
             price_source=source,
+            concurrency=concurrency,
+            most_replicas=SERVERLESS_REPLICAS,
             warnings=warnings,
         )
 

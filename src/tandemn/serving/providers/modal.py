@@ -125,6 +125,8 @@ class Modal:
             request=request,
             usd_per_hour=price,
             price_source=source,
+            concurrency=concurrency,
+            most_replicas=SERVERLESS_REPLICAS,
             warnings=warnings,
         )
 

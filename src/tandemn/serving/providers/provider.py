@@ -4,6 +4,11 @@ Everything remote has a name that follows from the service's name, so that whate
 found again: `ensure` and `delete` are safe to repeat, and need nothing but the plan and the name. Calls
 return as soon as the provider has accepted them; what becomes of it is `status`'s business.
 
+A provider serves one market. A deployment has the backend `serverless`, of the spec's `serverless_provider`,
+and, unless it is serverless only, the backend `spot`, of the provider that `spot_provider` names for the
+spec's `spots_cloud`: on this machine that is `local` and `local-spot`, elsewhere the latter is `skyserve`.
+Both may bear the same remote name: each finds and deletes its own only.
+
 Errors say what the caller can do:
 
     InvalidInput   provider_credentials   sign in again
@@ -30,6 +35,12 @@ if TYPE_CHECKING:
     from tandemn.placement.catalog.offers import Offer
     from tandemn.protocol.deployments import BackendState, DeploymentSpec
 
+#: This machine, as a provider of serverless backends and as a cloud of spot ones.
+LOCAL = "local"
+#: This machine as a provider of spot backends.
+LOCAL_SPOT = "local-spot"
+#: Every other cloud's spot instances.
+SKYSERVE = "skyserve"
 #: What every remote name begins with: `gc` looks for it.
 REMOTE_PREFIX = "tandemn-"
 #: Longest single call to a provider, in seconds; what takes longer counts as a passing fault.
@@ -41,6 +52,11 @@ SERVERLESS_REPLICAS = 3
 def remote_name(service_name: str) -> str:
     """Name a service's backend at its provider."""
     return f"{REMOTE_PREFIX}{service_name}"
+
+
+def spot_provider(spots_cloud: str) -> str:
+    """Name the provider of spot backends for `--spots-cloud`."""
+    return LOCAL_SPOT if spots_cloud == LOCAL else SKYSERVE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +92,12 @@ class BackendPlan:
     usd_per_hour: Decimal | None = None
     """List price of one replica while it runs; None: not known."""
     price_source: str = ""
+    engine: str = "vllm"
+    """`vllm`, `llamacpp` or `other`: how the router can continue a broken stream there."""
+    concurrency: int | None = None
+    """Requests in flight that the router gives one replica; None: no limit."""
+    most_replicas: int | None = None
+    """Of a serverless backend, which starts them for requests that wait; None: as many as `status` tells."""
     warnings: tuple[str, ...] = ()
     """What the provider does otherwise than asked."""
 
@@ -114,11 +136,26 @@ class Remote:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaSeen:
+    """One replica of a backend, as its provider tells of it."""
+
+    replica_id: str
+    state: str
+    """The provider's word for it."""
+    pid: int | None = None
+    """Where it is a process on this machine."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BackendStatus:
     state: BackendState
     url: str | None = None
     replicas: int | None = None
-    """Running now; None: the provider does not tell."""
+    """Ready now; None: the provider does not tell."""
+    seen: tuple[ReplicaSeen, ...] = ()
+    """Every one that runs, where the provider tells them apart."""
+    look_s: float | None = None
+    """When to look again, where looking costs nothing; None: as seldom as at any provider."""
     reason: str | None = None
 
 

@@ -131,6 +131,8 @@ class RunPod:
             request=request,
             usd_per_hour=price,
             price_source=source,
+            concurrency=concurrency,
+            most_replicas=spec.workers_max or SERVERLESS_REPLICAS,
             warnings=warnings,
         )
 
