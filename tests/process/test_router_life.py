@@ -143,6 +143,34 @@ def test_counters_survive_restarts_and_kills_and_are_never_counted_twice(rig):
     assert 0 < metrics(router.port)[concurrency] < 30
 
 
+def test_the_meter_is_read_from_where_a_reader_left_off_and_outlives_a_restart(rig):
+    serverless = rig.vllm()
+    router = rig.router(backend("modal", serverless.url))
+
+    def meter(since=0, key=ADMIN):
+        status, _, body = ask(router.port, path=f"/router/meter?since={since}", method="GET", key=key)
+        return status, json.loads(body)
+
+    before = time.time()
+    for _ in range(3):
+        ask(router.port, {**CHAT, "max_tokens": 3, "min_tokens": 3})
+    _, page = meter()
+    (busy,) = page["under_way"]
+    assert (busy["backend"], busy["peak"], busy["requests"]) == ("modal", 1, 3)
+    assert before - 1 < busy["start"] < busy["end"] < time.time() + 1
+    assert page["backends"][0]["completion_tokens"] == 9
+    assert router.stop() == 0
+    router = rig.router()
+    _, again = meter(page["next"])
+    assert again["series"] == page["series"]
+    assert again["started_at"] > page["started_at"]
+    assert again["periods"] == [busy | {"number": again["next"] - 1}]
+    assert meter(again["next"])[1]["periods"] == []
+    assert meter(key="wrong")[0] == 401
+    status, refused = meter("x")
+    assert (status, refused["error"]["code"]) == (400, "invalid_since")
+
+
 def test_two_routers_do_not_share_a_state_file(rig):
     rig.router(backend("modal", "http://127.0.0.1:9"))
     with pytest.raises(RuntimeError, match="ended with 2"):

@@ -1,9 +1,10 @@
-"""The router's own endpoints: `/router/health`, `/router/config`, `/metrics`."""
+"""The router's own endpoints: `/router/health`, `/router/config`, `/router/meter`, `/metrics`."""
 
 from __future__ import annotations
 
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qs
 
 import msgspec
 
@@ -11,12 +12,16 @@ from tandemn.errors import InvalidInput, NotAllowed, NotFound, TandemnError
 from tandemn.router import wire
 from tandemn.router.exposition import exposition
 from tandemn.router.meter import write_atomically
+from tandemn.router.meter_page import meter_page
 from tandemn.router.routing import State
 from tandemn.router.table import read_table, write_table
 
 if TYPE_CHECKING:
     from tandemn.router.router import Router
     from tandemn.router.wire import Request
+
+#: Digits of a busy period's number: more than there will ever be.
+MAX_NUMBER_DIGITS: Final = 18
 
 _JSON = b"application/json"
 _TEXT = b"text/plain; version=0.0.4; charset=utf-8"
@@ -43,21 +48,34 @@ def _route(router: Router, request: Request, body: bytes) -> tuple[int, bytes, b
         case ((b"GET" | b"HEAD"), b"/metrics"):
             if not router.may_read(request):
                 raise NotAllowed("the router's metrics need its key")
-            now = monotonic()
-            for backend in router.backends.values():
-                backend.meter.settle(now)
+            router.meter.settle(monotonic())
             standings = {name: backend.standing for name, backend in router.backends.items()}
             return 200, _TEXT, exposition(router.meter, standings)
+        case ((b"GET" | b"HEAD"), b"/router/meter"):
+            if not router.may_read(request):
+                raise NotAllowed("the router's meter needs its key")
+            markets = {name: backend.spec.market.value for name, backend in router.backends.items()}
+            page = meter_page(router.meter, markets, since=_since(request), now=monotonic())
+            return 200, _JSON, page
         case b"GET", b"/router/config":
             _check_admin(router, request)
             return 200, _JSON, write_table(router.table)
         case b"PUT", b"/router/config":
             _check_admin(router, request)
             return _replace_table(router, body)
-        case _, (b"/router/health" | b"/router/config" | b"/metrics"):
+        case _, (b"/router/health" | b"/router/config" | b"/router/meter" | b"/metrics"):
             raise InvalidInput(f"{request.method.decode()} is not possible here", code="method_not_allowed")
         case _:
             raise NotFound(f"the router has no {request.path.decode('latin-1')}")
+
+
+def _since(request: Request) -> int:
+    """The number of the first busy period that the reader lacks."""
+    query = parse_qs(request.target.partition(b"?")[2].decode("latin-1"))
+    since = query.get("since", ["0"])[-1]
+    if not since.isdecimal() or len(since) > MAX_NUMBER_DIGITS:
+        raise InvalidInput(f"`since` must be a number, not {since[:40]!r}", code="invalid_since")
+    return int(since)
 
 
 def _check_admin(router: Router, request: Request) -> None:

@@ -12,11 +12,13 @@ import os
 import threading
 from bisect import bisect_left
 from collections import deque
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from tandemn.errors import Conflict
+from tandemn.router.periods import PERIOD_GAP_S, PERIOD_S, Period, PeriodLog
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +33,7 @@ MAX_CONCURRENCY: Final = 512
 RECENT_TTFT: Final = 64
 RECENT_TTFT_S: Final = 10.0
 #: Version of the state file.
-STATE_VERSION: Final = 1
+STATE_VERSION: Final = 2
 
 COUNTERS: Final = (
     "requests",
@@ -64,9 +66,25 @@ class Histogram:
 class BackendMeter:
     """Running totals of one backend."""
 
-    __slots__ = ("_changed_at", "counts", "inflight", "inflight_s", "itl", "recent_ttft", "ttft")
+    __slots__ = (
+        "_busy_s",
+        "_changed_at",
+        "_log",
+        "_peak",
+        "_requests_before",
+        "_start",
+        "_total_s",
+        "counts",
+        "inflight",
+        "inflight_s",
+        "itl",
+        "name",
+        "recent_ttft",
+        "ttft",
+    )
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, name: str, now: float, log: PeriodLog) -> None:
+        self.name = name
         self.counts = dict.fromkeys(COUNTERS, 0)
         self.ttft = Histogram(TTFT_BOUNDS_S)
         self.itl = Histogram(ITL_BOUNDS_S)
@@ -75,27 +93,84 @@ class BackendMeter:
         """Seconds spent at each number of requests in flight above none."""
         self.recent_ttft: deque[tuple[float, float]] = deque(maxlen=RECENT_TTFT)
         self._changed_at = now
+        self._log = log
+        # The busy period under way; `_peak` is 0 where there is none.
+        self._start = now
+        self._peak = 0
+        self._busy_s = 0.0
+        self._total_s = 0.0
+        self._requests_before = 0
 
     def begin(self, now: float) -> None:
         """A try starts at this backend."""
         if self.inflight:
-            self.settle(now)
+            self._account(now)
+            if now - self._start >= PERIOD_S:
+                self._cut(now)
         else:
+            if self._peak and now - self._changed_at > PERIOD_GAP_S:
+                self._close()
             self._changed_at = now
         self.inflight += 1
+        if not self._peak:
+            self._open(now)
+        elif self.inflight > self._peak:
+            self._peak = self.inflight
         self.counts["requests"] += 1
 
     def end(self, now: float) -> None:
         """A try is over, well or badly."""
-        self.settle(now)
+        self._account(now)
         self.inflight -= 1
 
     def settle(self, now: float) -> None:
-        """Account for the time since the last change."""
+        """Account for the time since the last change, and end the period that is over or long enough."""
         if self.inflight:
-            level = min(self.inflight, MAX_CONCURRENCY)
-            self.inflight_s[level] = self.inflight_s.get(level, 0.0) + now - self._changed_at
+            self._account(now)
+            if now - self._start >= PERIOD_S:
+                self._cut(now)
+        elif self._peak and now - self._changed_at > PERIOD_GAP_S:
+            self._close()
+
+    def _account(self, now: float) -> None:
+        """Only while requests are in flight: `_changed_at` stays at the end of the last one."""
+        passed_s = now - self._changed_at
+        level = min(self.inflight, MAX_CONCURRENCY)
+        self.inflight_s[level] = self.inflight_s.get(level, 0.0) + passed_s
+        self._busy_s += passed_s
+        self._total_s += passed_s * self.inflight
         self._changed_at = now
+
+    def _cut(self, now: float) -> None:
+        self._close()
+        self._open(now)
+
+    def _open(self, now: float) -> None:
+        self._start = now
+        self._peak = self.inflight
+        self._busy_s = self._total_s = 0.0
+        self._requests_before = self.counts["requests"]
+
+    def _close(self) -> None:
+        period = self.under_way()
+        assert period is not None, "closed only while there is one"
+        self._log.add(period)
+        self._peak = 0
+
+    def under_way(self) -> Period | None:
+        """The busy period as it stood when last settled; None where there is none."""
+        if not self._peak:
+            return None
+        offset_s = self._log.unix_offset_s
+        return Period(
+            backend=self.name,
+            start=round(self._start + offset_s, 3),
+            end=round(self._changed_at + offset_s, 3),
+            busy_s=round(self._busy_s, 3),
+            inflight_s=round(self._total_s, 3),
+            peak=self._peak,
+            requests=self.counts["requests"] - self._requests_before,
+        )
 
     def first_byte(self, seconds: float, now: float) -> None:
         """A stream's first event came after `seconds`."""
@@ -128,27 +203,50 @@ class BackendMeter:
 class Meter:
     """All totals: per backend, and of requests that met none."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, started_at: float = 0.0) -> None:
+        self.series = token_hex(8)
+        """Names this series of totals: one that begins again from zero has another name."""
+        self.began_at = started_at
+        """When the series began, Unix time."""
+        self.started_at = started_at
+        """The same of this process."""
         self.backends: dict[str, BackendMeter] = {}
+        self.periods = PeriodLog()
         self.rejected: dict[str, int] = {}
 
     def of(self, name: str, now: float) -> BackendMeter:
         """The backend's totals, which outlive its place in the table."""
         found = self.backends.get(name)
         if found is None:
-            found = self.backends[name] = BackendMeter(now)
+            found = self.backends[name] = BackendMeter(name, now, self.periods)
         return found
 
     def reject(self, reason: str) -> None:
         self.rejected[reason] = self.rejected.get(reason, 0) + 1
 
-    def encode(self, now: float) -> bytes:
-        """The state file's content."""
+    def settle(self, now: float) -> None:
+        """Bring all totals up to now."""
         for backend in self.backends.values():
             backend.settle(now)
+
+    def under_way(self) -> list[Period]:
+        """The busy periods that have not ended yet, as they stood when last settled."""
+        found = [backend.under_way() for backend in self.backends.values()]
+        return [period for period in found if period is not None]
+
+    def encode(self, now: float) -> bytes:
+        """The state file's content."""
+        self.settle(now)
         backends = {name: backend.as_state() for name, backend in self.backends.items()}
         return msgspec.json.encode(
-            {"version": STATE_VERSION, "backends": backends, "rejected": self.rejected}
+            {
+                "version": STATE_VERSION,
+                "series": self.series,
+                "began_at": self.began_at,
+                "backends": backends,
+                "rejected": self.rejected,
+                "periods": self.periods.as_state(self.under_way()),
+            }
         )
 
     def restore(self, content: bytes, now: float) -> None:
@@ -160,9 +258,11 @@ class Meter:
         try:
             state = msgspec.json.decode(content)
             state = {STATE_VERSION: state}[state["version"]]
+            self.series, self.began_at = str(state["series"]), float(state["began_at"])
             for name, saved in state["backends"].items():
                 self.of(name, now).restore(saved)
             self.rejected = {str(reason): int(n) for reason, n in state["rejected"].items()}
+            self.periods.restore(state["periods"])
         except (msgspec.DecodeError, ValueError, KeyError, TypeError, AttributeError) as exc:
             raise Conflict(
                 f"the router's state file cannot be read: {exc!r}",

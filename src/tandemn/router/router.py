@@ -10,7 +10,7 @@ import asyncio
 import hmac
 import math
 from dataclasses import dataclass
-from time import monotonic
+from time import monotonic, time
 from typing import TYPE_CHECKING, Final
 
 from tandemn.router import admin, routing, wire
@@ -128,7 +128,7 @@ class Router:
         self.keys = keys
         self.table_path = table_path
         self.table = table
-        self.meter = Meter()
+        self.meter = Meter(started_at=round(time(), 3))
         self.backends: dict[str, BackendRuntime] = {}
         self.known_heads: dict[bytes, Request] = {}
         """By their bytes: what was parsed once need not be parsed again."""
@@ -138,7 +138,7 @@ class Router:
         self.kept_bytes = 0
         self.is_stopping = False
         self.last_request = -math.inf
-        self.ticked_at = monotonic()
+        self.ticked_at = 0.0
         """The time to within a tick, for what needs no better."""
         self.replaced_fields: frozenset[bytes] = frozenset()
         self.passes_authorization = False
@@ -148,6 +148,7 @@ class Router:
         """Where the plan leaves no choice: found without looking any further."""
         self._expected = f"Bearer {keys.client}".encode() if keys.client is not None else None
         self._expected_admin = f"Bearer {keys.admin}".encode() if keys.admin is not None else None
+        self._tick()
 
     # --- the table --------------------------------------------------------------------------------------
 
@@ -288,7 +289,7 @@ class Router:
         swept = monotonic()
         while True:
             await asyncio.sleep(TICK_S)
-            now = self.ticked_at = monotonic()
+            now = self._tick()
             self._poke(now)
             for backend in list(self.backends.values()):
                 self._give_up_slow(backend, now)
@@ -296,6 +297,12 @@ class Router:
                 swept = now
                 self._sweep(now)
             self.replan()
+
+    def _tick(self) -> float:
+        now = self.ticked_at = monotonic()
+        # Again and again: a machine's clock may be set after the router has started on it.
+        self.meter.periods.unix_offset_s = time() - now
+        return now
 
     def _poke(self, now: float) -> None:
         for backend in self.backends.values():
