@@ -5,6 +5,14 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
+#: The clock that goes on while the machine sleeps, where there is one: a lease does not wait for a lid to open.
+_STEADY = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def steady() -> float:
+    """Seconds that never run backwards, for how long something took; not a time of day."""
+    return time.clock_gettime(_STEADY)
+
 
 class Clock(Protocol):
     """Where the edges of the program read the time; decisions get `now` as an argument."""

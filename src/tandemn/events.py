@@ -29,3 +29,4 @@ class EventKind(StrEnum):
     SWAP_ENDED = "swap_ended"
     CHUNK_COMPLETED = "chunk_completed"
     CHUNK_REFUSED = "chunk_refused"
+    LEADER_ELECTED = "leader_elected"

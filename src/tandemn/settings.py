@@ -45,6 +45,8 @@ class Settings(BaseSettings):
     """How often a replica reports."""
     flush_s: float = Field(default=3.0, gt=0)
     """How often a replica stores finished answers of an unfinished chunk."""
+    leader_lease_s: float = Field(default=10.0, gt=0)
+    """A leading control plane that was silent for this long is replaced by another on the same database."""
     silence_s: float = Field(default=300.0, gt=0)
     """A runner that has not heard from its control plane for this long ends itself."""
     store_full_s: float = Field(default=60.0, gt=0)

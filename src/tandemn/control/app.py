@@ -17,6 +17,7 @@ from tandemn.clock import SystemClock
 from tandemn.control.api import batches, cost, failures, files, fleet, jobs, plans, replicas, server
 from tandemn.control.api.guard import BrowserGuard
 from tandemn.control.embedded_redis import EmbeddedRedis
+from tandemn.control.leadership import Leadership, LeaderTask, this_process, while_leading
 from tandemn.control.reconcilers.supervisor import Supervisor
 from tandemn.control.services import Pulse, Services
 from tandemn.control.store import replicas as replica_records
@@ -27,7 +28,7 @@ from tandemn.fleet.launchers.local import LocalLauncher
 from tandemn.objects import ObjectStore
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from tandemn.settings import Settings
 
@@ -83,6 +84,12 @@ async def open_services(settings: Settings, *, server_url: str) -> AsyncIterator
                 on_end=on_replica_end,
             )
         },
+        leadership=Leadership(
+            database,
+            this_process(settings.public_url or server_url),
+            clock,
+            lease_s=settings.leader_lease_s,
+        ),
         server_url=settings.public_url or server_url,
         listening_since=clock.now(),
         pulse=pulse,
@@ -97,21 +104,45 @@ async def open_services(settings: Settings, *, server_url: str) -> AsyncIterator
         await asyncio.to_thread(database.close)
 
 
+def leader_tasks(services: Services) -> Sequence[LeaderTask]:
+    """Everything that acts: made anew whenever this control plane is elected, ended when it leads no more.
+
+    `services.database` refuses their writes as soon as another leads (code `not_leading`, which is Superseded:
+    drop what was being done). What runs in every process, leader or not, stands in `keep_going`.
+    """
+    return [Supervisor(services)]
+
+
 @asynccontextmanager
 async def keep_going(services: Services) -> AsyncIterator[None]:
-    """Keep the jobs moving and the embedded Redis alive, until left."""
-    supervisor = Supervisor(services)
-    tasks = [asyncio.create_task(supervisor.run(), name="supervisor")]
+    """Lead where nobody else does, and keep the embedded Redis alive, until left."""
+    leadership = services.leadership
+
+    def crew(term: int) -> Sequence[LeaderTask]:
+        return leader_tasks(
+            replace(
+                services,
+                database=services.database.fenced(leadership.fence(term)),
+                # Replicas of the one that led before have yet to find this one.
+                listening_since=services.clock.now(),
+            )
+        )
+
+    await leadership.beat()
+    tasks = [
+        asyncio.create_task(leadership.run(), name="beat"),
+        asyncio.create_task(while_leading(leadership, crew), name="lead"),
+    ]
     if services.settings.redis_url is None:
         embedded = EmbeddedRedis(services.settings.home_path)
         tasks.append(asyncio.create_task(_keep_redis(embedded), name="redis"))
     try:
         yield
     finally:
-        await supervisor.halt()
-        for task in tasks:
+        for task in reversed(tasks):
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(task, return_exceptions=True)
+        await leadership.resign()
 
 
 async def _keep_redis(embedded: EmbeddedRedis) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tandemn.batch.leases import LeaseDesk
     from tandemn.batch.redis_queue import RedisQueue
     from tandemn.clock import Clock
+    from tandemn.control.leadership import Leadership
     from tandemn.control.store.database import Database
     from tandemn.fleet.launchers.launcher import Launcher
     from tandemn.objects import ObjectStore
@@ -47,6 +48,7 @@ class Services:
     queue: RedisQueue
     desk: LeaseDesk
     launchers: Mapping[str, Launcher]
+    leadership: Leadership
     server_url: str
     """Where replicas call back."""
     listening_since: float

@@ -13,7 +13,7 @@ from tandemn.control import cost
 from tandemn.control.operations import move_swap
 from tandemn.control.store import chunks, events, jobs, replicas
 from tandemn.control.tokens import new_token, token_hash
-from tandemn.errors import Conflict, NextOffer, Retryable, TandemnError
+from tandemn.errors import Conflict, NextOffer, Retryable, Superseded, TandemnError
 from tandemn.events import EventKind
 from tandemn.fleet import reconcile
 from tandemn.fleet.launchers.launcher import LaunchSpec
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tandemn.control.services import Services
     from tandemn.control.store.chunks import ChunkTotals
     from tandemn.control.store.records import JobRecord, ReplicaRecord
+    from tandemn.fleet.launchers.launcher import Handle
     from tandemn.ledger.budget import Verdict
 
 _log = structlog.get_logger()
@@ -57,7 +58,8 @@ async def _adopt(services: Services, fleet: list[ReplicaRecord]) -> list[Replica
     """Find replicas whose launch was recorded but not what became of it: a control plane died in between."""
     adopted = []
     for replica in fleet:
-        if replica.state is ReplicaState.LAUNCHING and replica.handle is None:
+        is_launched = replica.launched_at is not None and not replica.state.has_ended
+        if is_launched and replica.handle is None:
             launcher = services.launchers[replica.launcher]
             handle = await asyncio.to_thread(launcher.find, replica.replica_id)
             if handle is not None:
@@ -258,8 +260,16 @@ async def _launch(services: Services, job: JobRecord, replica: ReplicaRecord) ->
         server_url=services.server_url,
         token=token,
     )
+
+    def launch() -> Handle:
+        # A process that was stopped just before this line may have been replaced meanwhile.
+        services.leadership.assert_leading()
+        return launcher.launch(spec)
+
     try:
-        handle = await asyncio.to_thread(launcher.launch, spec)
+        handle = await asyncio.to_thread(launch)
+    except Superseded:
+        raise
     except (TandemnError, OSError) as exc:
         code = exc.code if isinstance(exc, TandemnError) else "launch_failed"
         passing = isinstance(exc, (NextOffer, Retryable, OSError))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,13 @@ class Database:
         # SQLite has one writer at a time anyway; one thread spares the lock's polling.
         workers = 1 if self.is_sqlite else POOL_SIZE
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="database")
+        self._fence: Callable[[Connection], None] | None = None
+
+    def fenced(self, fence: Callable[[Connection], None]) -> Database:
+        """Return this database, but that every transaction asks `fence` first, which raises where it must not be."""
+        fenced = copy.copy(self)
+        fenced._fence = fence  # noqa: SLF001 - our own copy
+        return fenced
 
     def migrate(self) -> None:
         """Bring the schema to this version's; safe to repeat.
@@ -80,6 +88,8 @@ class Database:
         """Call `function(connection, …)` in one transaction, here."""
         try:
             with self._engine.begin() as connection:
+                if self._fence is not None:
+                    self._fence(connection)
                 return function(connection, *args, **kwargs)
         except (OperationalError, DBAPIError) as exc:
             if isinstance(exc, OperationalError) or exc.connection_invalidated:

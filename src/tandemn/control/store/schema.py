@@ -188,3 +188,24 @@ events = Table(
     Column("data", JSON, nullable=False, default=dict),
     Index(None, "job_id", "seq"),
 )
+
+seat = Table(
+    "seat",
+    metadata,
+    Column("name", String(16), primary_key=True),  # one row, `leader`
+    Column("term", Integer, nullable=False),  # of the one that leads now; every term has another leader
+    Column("holder", String(64), nullable=True),  # NULL: the last one gave it up
+)
+
+control_planes = Table(
+    "control_planes",
+    metadata,
+    Column("server_id", String(64), primary_key=True),
+    Column("url", Text, nullable=False),
+    Column("host", Text, nullable=False),  # the machine and pid namespace that `pid` is of
+    Column("pid", Integer, nullable=False),
+    Column("started", Float, nullable=False),
+    Column("version", String(32), nullable=False),
+    Column("beat", BigInteger, nullable=False),  # counted up while it lives
+    Column("seen_at", Float, nullable=False),  # by its own clock; decides nothing
+)
