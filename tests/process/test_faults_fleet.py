@@ -40,6 +40,7 @@ def test_a_dead_and_a_silent_replica_lose_their_chunks_to_others_within_15_s(hou
     assert max(took.values()) < 30
     ended = watch.events(house, job, "replica_ended")[0]
     assert (ended["replica_id"], ended["state"]) == (dead["replica_id"], "preempted")
+    assert ended["reason_code"] == "spot_preemption"
     # A replacement came for the dead one; the silent one is ended by force with the job, though stopped.
     house.wait_for(lambda: len(watch.replicas(house, job)) == 4)
     end(house, job, 3000)
@@ -65,6 +66,7 @@ def test_add_kill_and_swap_say_what_they_did_and_nothing_undoes_them(house):
     assert killed["chunks_reclaimed"] >= 1
     assert killed["replicas_wanted"] == 1
     house.wait_for(lambda: len(watch.replicas(house, job, "killed")) == 2, timeout=40)
+    assert "[killed]" in house.run("status", job).stdout
     again = tell(house, "kill", job, "--replica", "r0")
     assert (again["killed"], list(again["skipped"])) == ([], [f"{job}-r0"])
 

@@ -299,11 +299,16 @@ def replica_table(replicas: Sequence[ReplicaView]) -> list[str]:
                 "-" if replica.pid is None else str(replica.pid),
                 f"{replica.chunks_completed:,}",
                 "-" if replica.requests_per_s is None else text.rate(replica.requests_per_s),
-                replica.reason or "",
+                _with_reason_code(replica),
             ]
             for replica in replicas
         ],
     )
+
+
+def _with_reason_code(replica: ReplicaView) -> str:
+    code = f"[{replica.reason_code}]" if replica.reason_code is not None else ""
+    return f"{replica.reason or ''} {code}".strip()
 
 
 def swap_line(swap: SwapView) -> str:

@@ -103,6 +103,7 @@ def replica_view(replica: ReplicaRecord) -> ReplicaView:
         region=config.region,
         pid=(replica.handle or {}).get("pid"),
         reason=note or replica.reason,
+        reason_code=replica.reason_code if replica.state.has_ended else None,
         chunks_completed=replica.chunks_completed,
         requests_per_s=rate["requests_per_s"] if rate else None,
     )

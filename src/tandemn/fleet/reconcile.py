@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from tandemn.protocol.replicas import Goodbye, Market, ReplicaState
+from tandemn.fleet.reasons import Ending, reason_code
+from tandemn.protocol.replicas import Goodbye, Market, ReasonCode, ReplicaState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -69,6 +70,8 @@ class Replica:
     requests_done: int = 0
     code: str | None = None
     reason: str | None = None
+    condemned: ReasonCode | None = None
+    """Why it was ended by force, where that was no order's doing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +121,8 @@ class Terminate:
 
     replica_id: str
     reason: str
+    reason_code: ReasonCode | None = None
+    """Kept until it is seen to be gone: the reason for which it then has ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +133,7 @@ class End:
     state: ReplicaState
     reason: str
     code: str | None = None
+    reason_code: ReasonCode | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,20 +183,24 @@ def _one(fleet: Fleet, replica: Replica, now: float) -> Iterator[Action]:
     unwanted = _unwanted(fleet, replica)
     if replica.state is ReplicaState.PENDING:
         if unwanted:
-            yield End(replica_id=replica.replica_id, state=unwanted[0], reason=unwanted[2])
+            yield _end(replica, unwanted[0], unwanted[2])
         elif replica.not_before <= now:
             yield Start(replica_id=replica.replica_id)
         return
     if replica.presence is Presence.GONE:
-        yield _ended(replica, unwanted)
+        yield _ended(replica, unwanted, needs_replicas=fleet.needs_replicas)
         return
     if replica.goodbye is not None:
         # It said goodbye but its process or cluster is still there: that would go on billing.
         yield Terminate(replica_id=replica.replica_id, reason="it has ended; freeing what it ran on")
         return
-    overdue = _overdue(replica, now)
+    overdue, silent = _disobeys(replica, now), _silent(replica, now)
     if overdue:
         yield Terminate(replica_id=replica.replica_id, reason=overdue)
+    elif silent:
+        yield Terminate(
+            replica_id=replica.replica_id, reason=silent, reason_code=ReasonCode.HEARTBEAT_TIMEOUT
+        )
     elif unwanted and _stronger(unwanted[1], replica.orders):
         yield Order(replica_id=replica.replica_id, orders=unwanted[1], reason=unwanted[2])
 
@@ -216,11 +226,15 @@ def _stronger(orders: str, than: str) -> bool:
     return ranks.index(orders) > ranks.index(than)
 
 
-def _overdue(replica: Replica, now: float) -> str | None:
+def _disobeys(replica: Replica, now: float) -> str | None:
     if replica.stopping_at is not None:
         grace = STOP_GRACE_S if replica.orders == "stop" else DRAIN_GRACE_S
         if now - replica.stopping_at > grace:
             return f"it did not end within {grace:.0f} s of being told to {replica.orders}"
+    return None
+
+
+def _silent(replica: Replica, now: float) -> str | None:
     if not replica.said_hello:
         if replica.launched_at is not None and now - replica.launched_at > HELLO_S:
             return f"launched, but not heard of within {HELLO_S:.0f} s"
@@ -229,33 +243,45 @@ def _overdue(replica: Replica, now: float) -> str | None:
     return None
 
 
-def _ended(replica: Replica, unwanted: tuple[ReplicaState, str, str] | None) -> End:
+def _ended(replica: Replica, unwanted: tuple[ReplicaState, str, str] | None, *, needs_replicas: bool) -> End:
     """Name the state in which a replica that is gone has ended."""
     goodbye = replica.goodbye
-    if goodbye is not None and goodbye.outcome == "failed":
-        return End(
-            replica_id=replica.replica_id,
-            state=ReplicaState.FAILED,
-            reason=goodbye.reason or "it failed without saying why",
-            code=goodbye.code or "replica_failed",
-        )
+    outcome = goodbye.outcome if goodbye is not None else None
+    said = goodbye.reason if goodbye is not None else None
+    if goodbye is not None and outcome == "failed":
+        said = said or "it failed without saying why"
+        return _end(replica, ReplicaState.FAILED, said, code=goodbye.code or "replica_failed")
     if unwanted is not None:
-        return End(replica_id=replica.replica_id, state=unwanted[0], reason=unwanted[2])
-    if replica.orders != "go_on" or (goodbye is not None and goodbye.outcome == "completed"):
-        return End(replica_id=replica.replica_id, state=ReplicaState.COMPLETED, reason="finished as ordered")
-    if goodbye is not None and goodbye.outcome == "preempted":
-        return End(
-            replica_id=replica.replica_id,
-            state=ReplicaState.PREEMPTED,
-            reason=goodbye.reason or "taken away with notice",
-        )
+        return _end(replica, unwanted[0], unwanted[2])
+    if outcome == "completed" and replica.orders == "go_on" and needs_replicas:
+        left = "it ended in order while chunks were left"
+        return _end(replica, ReplicaState.FAILED, left, code="replica_left")
+    if replica.orders != "go_on" or outcome == "completed":
+        return _end(replica, ReplicaState.COMPLETED, "finished as ordered")
+    if outcome == "preempted":
+        return _end(replica, ReplicaState.PREEMPTED, said or "taken away with notice")
+    forced = f"{replica.reason}; ended by force" if replica.condemned is not None else None
     if replica.market is Market.SPOT:
-        return End(replica_id=replica.replica_id, state=ReplicaState.PREEMPTED, reason="gone without notice")
+        return _end(replica, ReplicaState.PREEMPTED, forced or "gone without notice")
+    lost = forced or "its process or cluster is gone"
+    return _end(replica, ReplicaState.FAILED, lost, code="replica_lost")
+
+
+def _end(replica: Replica, state: ReplicaState, reason: str, code: str | None = None) -> End:
+    ending = Ending(
+        state=state,
+        market=replica.market,
+        was_ready=replica.began or replica.state in {ReplicaState.RUNNING, ReplicaState.DRAINING},
+        code=code,
+        text=reason,
+        condemned=replica.condemned if replica.goodbye is None else None,
+    )
     return End(
         replica_id=replica.replica_id,
-        state=ReplicaState.FAILED,
-        code="replica_lost",
-        reason="its process or cluster is gone",
+        state=state,
+        reason=reason,
+        code=code,
+        reason_code=reason_code(ending),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from tandemn.protocol.cost import CostView, FigureView
-from tandemn.protocol.replicas import Market, ReplicaState
+from tandemn.protocol.replicas import Market, ReasonCode, ReplicaState
 
 Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
 
@@ -134,6 +134,8 @@ class ReplicaView(BaseModel):
     pid: int | None = None
     """Of the runner, where it is a process on this machine."""
     reason: str | None = None
+    reason_code: ReasonCode | None = None
+    """Why it ended before its work was done, as one of a few."""
     chunks_completed: int = 0
     requests_per_s: float | None = None
 

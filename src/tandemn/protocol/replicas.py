@@ -37,6 +37,20 @@ _ENDED = frozenset(
 )
 
 
+class ReasonCode(StrEnum):
+    """Why a replica ended before its work was done; docs/events.md says what each means."""
+
+    HEARTBEAT_TIMEOUT = "heartbeat_timeout"
+    CLEAN_EXIT_PENDING_CHUNKS = "clean_exit_pending_chunks"
+    SPOT_PREEMPTION = "spot_preemption"
+    LAUNCH_CAPACITY_EXHAUSTED = "launch_capacity_exhausted"
+    MODEL_LOAD_TIMEOUT = "model_load_timeout"
+    STARTUP_OOM = "startup_oom"
+    STARTUP_CRASH = "startup_crash"
+    KILLED = "killed"
+    UNKNOWN = "unknown"
+
+
 class Market(StrEnum):
     SPOT = "spot"
     ON_DEMAND = "on-demand"

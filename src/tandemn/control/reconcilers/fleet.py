@@ -17,6 +17,7 @@ from tandemn.errors import Conflict, NextOffer, Retryable, Superseded, TandemnEr
 from tandemn.events import EventKind
 from tandemn.fleet import reconcile
 from tandemn.fleet.launchers.launcher import LaunchSpec
+from tandemn.fleet.reasons import Ending, reason_code
 from tandemn.fleet.reconcile import Presence
 from tandemn.fleet.replica import advance
 from tandemn.ledger.budget import Advice
@@ -152,6 +153,7 @@ def _fact(replica: ReplicaRecord, presence: Presence, listening_since: float) ->
         requests_done=_requests_done(replica),
         code=replica.code,
         reason=replica.reason,
+        condemned=replica.reason_code if not replica.state.has_ended else None,
     )
 
 
@@ -174,7 +176,7 @@ async def _apply(
         case reconcile.Order():
             await _order(services, fleet[action.replica_id], action)
         case reconcile.Terminate():
-            await _terminate(services, fleet[action.replica_id], action.reason)
+            await _terminate(services, fleet[action.replica_id], action)
         case reconcile.End():
             await end(services, fleet[action.replica_id], action)
         case reconcile.Request():
@@ -187,11 +189,15 @@ async def _apply(
             assert_never(action)
 
 
-async def _terminate(services: Services, replica: ReplicaRecord, reason: str) -> None:
-    _log.info("terminating", replica_id=replica.replica_id, reason=reason)
+async def _terminate(services: Services, replica: ReplicaRecord, action: reconcile.Terminate) -> None:
+    _log.info("terminating", replica_id=replica.replica_id, reason=action.reason)
+    # First recorded, then done: what is gone afterwards must not pass for a preemption.
+    values: dict[str, Any] = {"reason": action.reason}
+    if action.reason_code is not None:
+        values["reason_code"] = action.reason_code.value
+    await services.database.run(replicas.change, replica.replica_id, **values)
     if replica.handle is not None:
         await asyncio.to_thread(services.launchers[replica.launcher].terminate, replica.handle)
-    await services.database.run(replicas.change, replica.replica_id, reason=reason)
 
 
 async def _request(services: Services, job: JobRecord, action: reconcile.Request) -> None:
@@ -273,6 +279,12 @@ async def _launch(services: Services, job: JobRecord, replica: ReplicaRecord) ->
     except (TandemnError, OSError) as exc:
         code = exc.code if isinstance(exc, TandemnError) else "launch_failed"
         passing = isinstance(exc, (NextOffer, Retryable, OSError))
+        ending = Ending(
+            state=ReplicaState.FAILED,
+            market=config.market,
+            was_ready=False,
+            code=code if isinstance(exc, NextOffer) else "launch_failed",
+        )
         await end(
             services,
             replica,
@@ -281,6 +293,7 @@ async def _launch(services: Services, job: JobRecord, replica: ReplicaRecord) ->
                 state=ReplicaState.FAILED,
                 reason=f"it could not be launched: {exc}",
                 code="launch_failed" if passing else code,
+                reason_code=reason_code(ending),
             ),
         )
         return
@@ -317,6 +330,7 @@ async def end(services: Services, replica: ReplicaRecord, action: reconcile.End)
     now = services.clock.now()
     launcher = services.launchers[replica.launcher]
     left = await asyncio.to_thread(launcher.remains, replica.replica_id)
+    ending_code = action.reason_code.value if action.reason_code is not None else None
 
     def record(connection: Connection) -> bool:
         fresh = replicas.get(connection, replica.replica_id)
@@ -340,6 +354,7 @@ async def end(services: Services, replica: ReplicaRecord, action: reconcile.End)
             state=action.state.value,
             reason=action.reason,
             code=action.code,
+            reason_code=ending_code,
         )
         return replicas.change(
             connection,
@@ -347,6 +362,7 @@ async def end(services: Services, replica: ReplicaRecord, action: reconcile.End)
             state=advance(fresh.state, action.state).value,
             reason=action.reason,
             code=action.code,
+            reason_code=ending_code,
             ended_at=now,
         )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tandemn.protocol.jobs import JobSpec, JobState
-from tandemn.protocol.replicas import Goodbye, Heartbeat, ReplicaState
+from tandemn.protocol.replicas import Goodbye, Heartbeat, ReasonCode, ReplicaState
 
 if TYPE_CHECKING:
     from sqlalchemy import Row
@@ -88,6 +88,7 @@ class ReplicaRecord:
     state: ReplicaState
     reason: str | None
     code: str | None
+    reason_code: ReasonCode | None
     config: dict[str, Any]
     launcher: str
     handle: dict[str, Any] | None
@@ -135,6 +136,7 @@ def job_record(row: Row[Any]) -> JobRecord:
 def replica_record(row: Row[Any]) -> ReplicaRecord:
     values = dict(row._mapping)  # noqa: SLF001
     values["state"] = ReplicaState(values["state"])
+    values["reason_code"] = ReasonCode(values["reason_code"]) if values["reason_code"] else None
     values["goodbye"] = Goodbye.model_validate(values["goodbye"]) if values["goodbye"] else None
     values["beat"] = Heartbeat.model_validate(values["beat"]) if values["beat"] else None
     return _record(ReplicaRecord, values)

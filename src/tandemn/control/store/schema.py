@@ -119,6 +119,7 @@ replicas = Table(
     Column("state", String(16), nullable=False),
     Column("reason", Text, nullable=True),
     Column("code", String(64), nullable=True),
+    Column("reason_code", String(32), nullable=True),  # before its end: why it was ended by force
     Column("config", JSON, nullable=False),
     Column("launcher", String(16), nullable=False),
     Column("handle", JSON, nullable=True),  # the launcher's own: pid, cluster …
