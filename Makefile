@@ -32,8 +32,11 @@ lint: setup
 types: setup
 	@$(RUN) mypy
 
+# Most tests wait for processes, so more of them run than there are cores; a few need the machine to themselves.
+WORKERS ?= 4
 unit: setup
-	@$(RUN) pytest
+	@$(RUN) pytest -n $(WORKERS) --dist loadscope -m 'not vllm and not alone'
+	@$(RUN) pytest -m 'alone and not vllm'
 
 SEEDS ?= 3000
 sim: setup ## thousands of seeded worlds in simulated time (SEEDS=3000); a failing seed is printed

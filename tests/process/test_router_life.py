@@ -341,6 +341,7 @@ def test_tls_in_front_and_to_a_backend(rig, tmp_path):
         second.end()
 
 
+@pytest.mark.alone
 def test_500_streams_and_half_of_the_backends_killed(rig):
     backends = [rig.vllm(gap_ms=100) for _ in range(4)]
     router = rig.router(*(backend(f"b{i}", b.url) for i, b in enumerate(backends)))

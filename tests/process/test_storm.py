@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.process import watch
 from tests.process.house import chat_lines
 from tests.process.storm import Plan, run_storm
+
+pytestmark = pytest.mark.alone
 
 
 def test_nothing_is_lost_or_doubled_in_a_storm(house):
