@@ -53,6 +53,8 @@ class Settings(BaseSettings):
     """Seconds that a replica waits for room in a full object store before its job is ended."""
     vllm_command: str | None = None
     """The `vllm` executable, where it is not the one on PATH (it lives in an environment of its own)."""
+    skypilot_python: str | None = None
+    """The Python that has SkyPilot, where it is not that of the `sky` command on PATH."""
     engine_api_key: SecretStr | None = None
     """What an engine process that Tandemn starts takes as its key; set by whoever starts it."""
     engine_start_s: float = Field(default=600.0, gt=0)

@@ -1,0 +1,119 @@
+"""One "cluster": provisions after a while, runs setup and run in a folder of its own, and dies with its file."""
+
+import contextlib
+import importlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+FOLDER = Path(os.environ["FAKE_SKY"])
+
+
+def main(request_id, name):
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    sky = importlib.import_module("sky")
+    task = sky._read(f"tasks/{name}.json")
+    faults = sky._read("faults.json") or {}
+    request = sky._read(f"requests/{request_id}.json")
+    resources = task["resources"]
+    offers = resources.get("ordered") or resources.get("any_of") or [resources]
+    offer, history = None, []
+    for each in offers:
+        infra, gpu = each.get("infra"), next(iter(each.get("accelerators") or {"": 0}))
+        if infra in faults.get("unavailable", []) or gpu in faults.get("unavailable", []):
+            history.append(f"Failed to acquire resources in {infra} for {gpu}: out of capacity")
+        else:
+            offer = each
+            break
+    where = (offer or {}).get("infra", "").split("/")
+    cloud, region, zone = (where + [None] * 3)[:3]
+    record = {
+        "name": name,
+        "status": "INIT",
+        "launched_at": int(time.time()),
+        "cloud": cloud,
+        "region": region,
+        "handle": None,
+    }
+    sky._write(f"clusters/{name}.json", record)
+    time.sleep(faults.get("boot_s", 0))
+    request = sky._read(f"requests/{request_id}.json")
+    if request["status"] == "CANCELLED":
+        return  # a cluster that was on its way stays: it is for `down` to end it
+    error = faults.get("error")
+    if offer is None or error:
+        (FOLDER / "clusters" / f"{name}.json").unlink(missing_ok=True)
+        if not error:
+            error = {
+                "type": "ResourcesUnavailableError",
+                "message": "Failed to provision",
+                "history": history,
+            }
+        sky._write(f"requests/{request_id}.json", {**request, "status": "FAILED", "error": error})
+        return
+    if sky._read(f"clusters/{name}.json") is None:
+        return  # ended while it came up
+    machine = FOLDER / "machines" / name
+    machine.parent.mkdir(parents=True, exist_ok=True)
+    machine.write_text(str(os.getpid()))
+    handle = {
+        "cloud": cloud,
+        "region": region,
+        "zone": zone,
+        "use_spot": offer.get("use_spot"),
+        "instance_type": offer.get("instance_type"),
+    }
+    sky._write(f"clusters/{name}.json", {**record, "status": "UP", "handle": handle})
+    sky._write(f"requests/{request_id}.json", {**request, "status": "SUCCEEDED", "result": [1, handle]})
+    run(task, name, machine)
+
+
+def run(task, name, machine):
+    home = FOLDER / "homes" / name
+    shutil.rmtree(home, ignore_errors=True)
+    home.mkdir(parents=True)
+    for there, here in (task.get("file_mounts") or {}).items():
+        target = home / there.replace("~/", "")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(here, target) if Path(here).is_dir() else shutil.copy(here, target)
+    environment = {
+        **os.environ,
+        "HOME": str(home),
+        **(task.get("envs") or {}),
+        **(task.get("secrets") or {}),
+        "SKYPILOT_NODE_RANK": "0",
+        "SKYPILOT_NODE_IPS": "127.0.0.1",
+    }
+    script = (
+        f"{task.get('setup') or ''}\n{task['run']}\n" if os.environ.get("FAKE_SKY_SETUP") else task["run"]
+    )
+    with (home / "run.log").open("ab") as log:
+        process = subprocess.Popen(
+            ["bash", "-c", script],
+            cwd=home,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    # The machine is there as long as its file: `down` and preemption remove it. The job may end before.
+    told = False
+    while machine.exists():
+        process.poll()
+        if (FOLDER / "cancelled" / name).exists() and not told:
+            told = True
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+        time.sleep(0.05)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
