@@ -16,8 +16,8 @@ from pydantic import BaseModel, ValidationError
 
 from tandemn import __version__
 from tandemn.errors import ServerUnavailable, TandemnError
+from tandemn.protocol import deployments, jobs, openai, plans, replicas
 from tandemn.protocol import errors as wire
-from tandemn.protocol import jobs, openai, plans, replicas
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -250,6 +250,61 @@ class UserClient(_Http):
         params |= {"replica": replica} if replica else {}
         # A replica may have nothing to say for hours.
         return self._download(f"/api/jobs/{job_id}/logs", params, stall_s=None if follow else STALL_S)
+
+    async def plan_deployment(self, request: deployments.DeploymentRequest) -> deployments.DeploymentPlan:
+        """Plan a deployment without making it. Raises Infeasible where the model does not fit."""
+        return await self._call(
+            "POST", "/api/deployments/plan", deployments.DeploymentPlan, request, total_s=PLAN_S
+        )
+
+    async def deploy(self, request: deployments.DeploymentRequest) -> deployments.DeploymentStatus:
+        """Record a deployment, or its update. Raises Conflict where the name is taken."""
+        return await self._call(
+            "POST", "/api/deployments", deployments.DeploymentStatus, request, total_s=PLAN_S
+        )
+
+    async def deployment(
+        self, service_name: str, *, since: float | None = None, wait_s: float = 0.0
+    ) -> deployments.DeploymentStatus:
+        """Look at a deployment; with `since`, when it was changed after that, at the latest after `wait_s`."""
+        params = {"wait_s": f"{wait_s:g}", "since": repr(since)} if since is not None else None
+        return await self._call(
+            "GET", f"/api/deployments/{service_name}", deployments.DeploymentStatus, params=params
+        )
+
+    async def list_deployments(self, *, state: str | None = None) -> deployments.DeploymentList:
+        """List newest first; `state` is a DeploymentState, `active` (the default), `ended` or `all`."""
+        params = {"state": state} if state else None
+        return await self._call("GET", "/api/deployments", deployments.DeploymentList, params=params)
+
+    async def destroy_deployment(self, service_name: str) -> deployments.DeploymentStatus:
+        """Ask for its end; it is gone when its state is `deleted`."""
+        return await self._call("DELETE", f"/api/deployments/{service_name}", deployments.DeploymentStatus)
+
+    async def endpoint_key(self, service_name: str) -> deployments.EndpointKey:
+        return await self._call("GET", f"/api/deployments/{service_name}/key", deployments.EndpointKey)
+
+    async def rotate_key(
+        self, service_name: str, request: deployments.RotateRequest
+    ) -> deployments.EndpointKey:
+        return await self._call(
+            "POST", f"/api/deployments/{service_name}/key/rotate", deployments.EndpointKey, request
+        )
+
+    async def deployment_events(
+        self, service_name: str, *, after: int = 0, limit: int = 1000
+    ) -> jobs.EventList:
+        params = {"after": str(after), "limit": str(limit)}
+        return await self._call(
+            "GET", f"/api/deployments/{service_name}/events", jobs.EventList, params=params
+        )
+
+    def deployment_logs(
+        self, service_name: str, *, part: str | None = None, tail: int = 200
+    ) -> AsyncIterator[bytes]:
+        """Stream the end of each part's log, each line led by the part's name."""
+        params = {"tail": str(tail)} | ({"part": part} if part else {})
+        return self._download(f"/api/deployments/{service_name}/logs", params)
 
 
 class ReplicaClient(_Http):

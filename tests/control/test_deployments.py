@@ -1,22 +1,27 @@
 """Deployments on a real database and a provider on the wire, with a death at every step."""
 
+import asyncio
+import json
 import stat
 from dataclasses import replace
 
 import pytest
 from aiohttp import web
 from tests.fakes.remote_faults import Fault
+from tests.fakes.routers import ScriptedHost
 from tests.fakes.runpod_api import KEY, RunPodApi
 
 from tandemn.clock import MockClock
 from tandemn.control.reconcilers import deployments as reconciler
 from tandemn.control.reconcilers.deployments import Hands
 from tandemn.control.store import deployments as store
+from tandemn.control.store import events
 from tandemn.control.store.database import Database
-from tandemn.errors import Conflict, NotFound, StaleRecord
+from tandemn.control.store.deployments import Plans
+from tandemn.errors import Conflict, NotFound, Retryable, StaleRecord
 from tandemn.protocol.deployments import BackendState, DeploymentState
 from tandemn.serving import lifecycle
-from tandemn.serving.keyring import Keyring
+from tandemn.serving.keyring import Keyring, KeyUse
 from tandemn.serving.providers.runpod import RunPod
 from tandemn.serving.spec import spec_from_flags
 
@@ -24,11 +29,12 @@ SPEC = spec_from_flags({"model": "Qwen/Qwen3-0.6B", "gpu": "L4", "service_name":
 
 
 class Desk:
-    def __init__(self, hands, fake, provider):
-        self.hands, self.fake, self.provider, self.database = hands, fake, provider, hands.database
+    def __init__(self, hands, fake, provider, routers):
+        self.hands, self.fake, self.provider, self.routers = hands, fake, provider, routers
+        self.database = hands.database
 
     def plans(self, spec=SPEC):
-        return {"serverless": self.provider.plan(spec)}
+        return Plans(backends={"serverless": self.provider.plan(spec)}, router=self.routers.plan(spec))
 
     async def submit(self, spec=SPEC, **kwargs):
         return await self.database.run(store.submit, spec, self.plans(spec), now=0.0, **kwargs)
@@ -36,9 +42,16 @@ class Desk:
     async def destroy(self):
         return await self.database.run(store.begin_deleting, "one", now=0.0)
 
+    async def record(self):
+        return await self.database.run(store.get, "one")
+
     async def step(self):
+        """Every part moves once, as under the supervisor, but in a time that is told."""
         self.hands.clock.advance(lifecycle.LONGEST_BACKOFF_S)
-        return await reconciler.step(self.hands, "one")
+        names = [part.name for part in (await self.record()).parts]
+        await asyncio.gather(*(reconciler.move(self.hands, "one", name) for name in names))
+        await reconciler.push(self.hands, "one")
+        return await self.record()
 
     async def steps(self, until, limit=12):
         for _ in range(limit):
@@ -46,6 +59,12 @@ class Desk:
             if record.state is until:
                 return record
         raise AssertionError(f"still {record}")
+
+    def left(self):
+        return [*self.fake.left(), *self.routers.running]
+
+    def table(self):
+        return json.loads(self.routers.running["tandemn-one"].table)
 
 
 @pytest.fixture
@@ -58,13 +77,22 @@ async def desk(tmp_path, monkeypatch):
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     provider = RunPod(KEY, f"http://127.0.0.1:{runner.addresses[0][1]}/v2", call_s=3)
+    routers = ScriptedHost()
+
+    async def opened(_name, _spec):
+        return provider
+
+    async def host(_name):
+        return routers
+
     hands = Hands(
         database=database,
         clock=MockClock(),
         keyring=Keyring(tmp_path / "keys"),
-        provider=lambda _record, _backend: provider,
+        provider=opened,
+        host=host,
     )
-    yield Desk(hands, fake, provider)
+    yield Desk(hands, fake, provider, routers)
     await provider.close()
     await runner.cleanup()
     database.close()
@@ -76,13 +104,13 @@ async def test_deploy_then_destroy(desk, tmp_path):
     assert any("330" in warning for warning in record.warnings)
     record = await desk.steps(DeploymentState.READY)
     (only,) = record.backends
-    assert only.backend.remote.url.startswith("https://")
-    key = tmp_path / "keys" / "one"
-    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert only.part.remote.url.startswith("https://")
+    keys = tmp_path / "keys" / "one"
+    assert {path.name for path in keys.iterdir()} == {"engine", "endpoint", "admin"}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in keys.iterdir()} == {0o600}
     assert (await desk.destroy()).state is DeploymentState.DELETING
     assert (await desk.steps(DeploymentState.DELETED)).is_deleting
-    assert desk.fake.left() == []
-    assert not key.exists()
+    assert desk.left() == []
 
 
 async def test_the_same_again_goes_on_and_another_under_its_name_is_refused(desk):
@@ -102,9 +130,12 @@ async def test_the_same_again_goes_on_and_another_under_its_name_is_refused(desk
 
 async def test_an_update_does_not_move_house(desk):
     await desk.submit()
-    moved = {"serverless": replace(desk.provider.plan(SPEC), provider="modal")}
+    other = {"serverless": replace(desk.provider.plan(SPEC), provider="modal")}
+    moved = Plans(backends=other, router=desk.routers.plan(SPEC))
     with pytest.raises(Conflict) as caught:
-        await desk.database.run(store.submit, SPEC, moved, now=0.0, is_update=True)
+        await desk.database.run(
+            store.submit, SPEC.model_copy(update={"max_model_len": 99}), moved, now=0.0, is_update=True
+        )
     assert caught.value.code == "replacement_needed"
 
 
@@ -141,7 +172,7 @@ async def test_a_delete_that_fails_is_reported_retried_and_never_taken_for_gone(
     for _ in range(15):
         record = await desk.step()
         assert record.state is DeploymentState.DELETING
-        assert "500" in record.backends[0].backend.reason
+        assert "500" in record.backends[0].part.reason
         assert desk.fake.left() == ["tandemn-one"]
     desk.fake.faults.disarm()
     await desk.steps(DeploymentState.DELETED)
@@ -152,7 +183,7 @@ async def test_a_create_that_cannot_be_is_failed_with_the_reason_and_tried_again
     await desk.submit()
     desk.fake.faults.arm(Fault.CREDENTIALS)
     record = await desk.steps(DeploymentState.FAILED)
-    assert record.backends[0].backend.code == "provider_credentials"
+    assert record.backends[0].part.code == "provider_credentials"
     assert KEY not in repr(record)
     desk.fake.faults.disarm()
     assert (await desk.submit()).state is DeploymentState.PLANNED
@@ -193,7 +224,7 @@ async def test_a_destroy_that_comes_while_a_create_is_under_way_wins(desk):
     record = await desk.submit()
     stale = record.backends[0]
     await desk.destroy()
-    after = lifecycle.intended(stale.backend, lifecycle.Action.ENSURE)
+    after = lifecycle.intended(stale.part, lifecycle.Action.ENSURE)
     with pytest.raises(StaleRecord):
         await desk.database.run(store.write, "one", stale, after, now=0.0)
 
@@ -203,31 +234,111 @@ async def test_listing_by_state(desk):
     planned = await desk.database.run(store.all_of, [DeploymentState.PLANNED])
     assert [record.service_name for record in planned] == ["one"]
     assert await desk.database.run(store.all_of, [DeploymentState.READY]) == []
-    assert planned[0].backends[0].backend.state is BackendState.PLANNED
+    assert planned[0].backends[0].part.state is BackendState.PLANNED
 
 
 def test_a_key_is_made_once(tmp_path):
-    first = Keyring(tmp_path / "keys").key("one")
-    assert Keyring(tmp_path / "keys").key("one") == first
-    assert Keyring(tmp_path / "keys").key("two") != first
-    assert sorted(path.name for path in (tmp_path / "keys").iterdir()) == ["one", "two"]
+    first = Keyring(tmp_path / "keys").key("one", KeyUse.ENGINE)
+    assert Keyring(tmp_path / "keys").key("one", KeyUse.ENGINE) == first
+    assert Keyring(tmp_path / "keys").key("one", KeyUse.ADMIN) != first
+    assert Keyring(tmp_path / "keys").key("two", KeyUse.ENGINE) != first
+    assert sorted(path.name for path in (tmp_path / "keys" / "one").iterdir()) == ["admin", "engine"]
+    assert Keyring(tmp_path / "keys").names() == ["one", "two"]
     assert first.get_secret_value() not in repr(first)
 
 
-async def test_one_backend_that_breaks_does_not_leave_another_half_moved(desk):
-    """A fault of our own in one backend is raised only when its sibling's call has been recorded."""
-    plan = desk.provider.plan(SPEC)
-    plans = {"broken": replace(plan, remote_name="tandemn-other"), "serverless": plan}
-    await desk.database.run(store.submit, SPEC, plans, now=0.0)
-
-    def provider(_record, backend):
-        if backend.name == "broken":
-            raise RuntimeError("a bug")
-        return desk.provider
-
-    desk.hands = replace(desk.hands, provider=provider)
-    with pytest.raises(RuntimeError, match="a bug"):
+async def test_the_router_learns_of_a_backend_and_of_nobodys_secret_but_its_own(desk, tmp_path):
+    await desk.submit()
+    await desk.steps(DeploymentState.READY)
+    table = desk.table()
+    (entry,) = table["backends"]
+    assert (entry["name"], entry["market"]) == ("serverless", "serverless")
+    assert entry["headers"] == {"Authorization": f"Bearer {KEY}"}
+    assert table["keys"] == [(tmp_path / "keys" / "one" / "endpoint").read_text().strip()]
+    pushes = desk.routers.calls.count("push")
+    for _ in range(3):
         await desk.step()
-    record = await desk.database.run(store.get, "one")
-    states = {each.backend.name: each.backend.is_ensured for each in record.backends}
-    assert states == {"broken": False, "serverless": True}
+    assert desk.routers.calls.count("push") == pushes  # what has not changed is not pushed
+
+
+async def test_a_router_that_died_is_started_again_and_told_all(desk):
+    await desk.submit()
+    await desk.steps(DeploymentState.READY)
+    desk.routers.running.clear()
+    states = {(await desk.step()).state for _ in range(4)}
+    assert DeploymentState.READY in states
+    assert desk.routers.starts == 2
+    assert [entry["name"] for entry in desk.table()["backends"]] == ["serverless"]
+
+
+async def test_a_push_that_fails_is_reported_and_tried_again(desk):
+    await desk.submit()
+    desk.routers.faults["push"] = Retryable("no answer", code="provider_unavailable")
+    for _ in range(4):
+        record = await desk.step()
+    assert record.router.part.reason == "no answer"
+    del desk.routers.faults["push"]
+    await desk.step()
+    assert [entry["name"] for entry in desk.table()["backends"]] == ["serverless"]
+    record = await desk.step()
+    assert record.router.part.reason is None
+
+
+async def test_a_rotated_key_leaves_the_old_one_its_time(desk):
+    await desk.submit()
+    await desk.steps(DeploymentState.READY)
+    (old,) = desk.table()["keys"]
+    new = desk.hands.keyring.rotate("one").get_secret_value()
+    until = desk.hands.clock.now() + 1.5 * lifecycle.LONGEST_BACKOFF_S
+    await desk.database.run(store.keep_old_key, "one", until=until, now=0.0)
+    await desk.step()
+    assert desk.table()["keys"] == [new, old]
+    await desk.step()
+    assert desk.table()["keys"] == [new]
+    assert desk.hands.keyring.old_endpoint_key("one") is None
+    assert (await desk.record()).old_key_until is None
+
+
+async def test_a_public_endpoint_asks_for_no_key(desk):
+    await desk.submit(SPEC.model_copy(update={"public": True}))
+    await desk.steps(DeploymentState.READY)
+    assert "keys" not in desk.table()
+    assert desk.routers.running["tandemn-one"].is_public
+
+
+async def test_what_cannot_be_changed_in_place_is_refused_by_its_flag(desk):
+    await desk.submit()
+    await desk.steps(DeploymentState.READY)
+    with pytest.raises(Conflict, match="--public") as caught:
+        await desk.submit(SPEC.model_copy(update={"public": True}), is_update=True)
+    assert caught.value.code == "replacement_needed"
+    with pytest.raises(NotFound):
+        await desk.submit(SPEC.model_copy(update={"service_name": "two"}), is_update=True)
+
+
+async def test_what_did_not_start_is_deleted_and_made_again_by_the_same_deploy(desk):
+    await desk.submit()
+    await desk.steps(DeploymentState.READY)
+    record = await desk.record()
+    part = replace(record.backends[0].part, state=BackendState.FAILED, code=lifecycle.STARTUP_FAILED)
+    await desk.database.run(store.write, "one", record.backends[0], part, now=0.0)
+    record = await desk.steps(DeploymentState.FAILED)
+    record = await desk.step()
+    assert desk.fake.left() == []
+    assert record.backends[0].part.code == lifecycle.STARTUP_FAILED
+    await desk.submit()
+    await desk.steps(DeploymentState.READY)
+    assert desk.fake.left() == ["tandemn-one"]
+
+
+async def test_every_change_is_an_event(desk):
+    await desk.submit()
+    await desk.steps(DeploymentState.READY)
+    await desk.destroy()
+    await desk.steps(DeploymentState.DELETED)
+    found = await desk.database.run(events.of_deployment, "one", after=0, limit=100)
+    kinds = {each.kind for each in found}
+    assert kinds >= {"deployment_submitted", "backend_state", "router_state", "table_pushed"}
+    states = [each.data["state"] for each in found if each.kind == "deployment_state"]
+    assert (states[-3:], found[-1].service_name) == (["ready", "deleting", "deleted"], "one")
+    assert KEY not in repr(found)

@@ -385,6 +385,27 @@ def test_a_wrong_key_is_refused_and_reaches_nobody(house, key):
     }
 
 
+def test_keys_of_the_table_stand_in_place_of_the_one_that_it_was_started_with(house):
+    house.use(replies(OK))
+    table = json.loads(ask(house.port, None, path="/router/config", method="GET", key=ADMIN)[2])
+
+    def put(keys):
+        table["keys"] = keys
+        return ask(house.port, table, path="/router/config", method="PUT", key=ADMIN)[0]
+
+    def taken(*keys):
+        return [ask(house.port, {}, key=key)[0] for key in keys]
+
+    assert put(["new", "old"]) == 200
+    assert taken("new", "old", KEY, "ne") == [200, 200, 401, 401]
+    assert put(["new"]) == 200
+    assert taken("new", "old") == [200, 401]
+    assert put([]) == 400
+    assert taken("new") == [200]
+    assert put(None) == 200
+    assert taken("new", KEY) == [401, 200]
+
+
 # --- streams --------------------------------------------------------------------------------------------
 
 

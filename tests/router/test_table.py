@@ -54,6 +54,13 @@ def test_errors_name_the_key(change, key):
     assert key in str(caught.value)
 
 
+@pytest.mark.parametrize("keys", [[], ["a b"], [""], ["a\n"], "abc", ["k"] * 17])
+def test_impossible_client_keys_are_refused(keys):
+    assert read(GOOD, keys=["sk-1"]).keys == ("sk-1",)
+    with pytest.raises(InvalidInput, match="keys"):
+        read(GOOD, keys=keys)
+
+
 def test_a_name_twice_another_version_and_no_json():
     with pytest.raises(InvalidInput, match="given twice"):
         read(GOOD, GOOD)

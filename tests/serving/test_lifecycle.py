@@ -8,12 +8,16 @@ from tandemn.errors import Broken, InvalidInput, NoCapacity, Retryable
 from tandemn.protocol.deployments import BackendState, DeploymentState
 from tandemn.protocol.replicas import Market
 from tandemn.serving import lifecycle
-from tandemn.serving.lifecycle import Action, Backend
+from tandemn.serving.lifecycle import Action, Part
 from tandemn.serving.providers.provider import BackendPlan, BackendStatus, Remote
+from tandemn.serving.router_host import RouterPlan
 
 PLAN = BackendPlan(provider="runpod", market=Market.SERVERLESS, remote_name="tandemn-one", request={})
 REMOTE = Remote(provider="runpod", remote_name="tandemn-one", remote_id="ep1", url="https://ep1")
-NEW = Backend(name="serverless", plan=PLAN)
+NEW = Part(name="serverless", plan=PLAN)
+ROUTER = Part(
+    name="router", plan=RouterPlan(host="local", remote_name="tandemn-one"), state=BackendState.READY
+)
 PASSING = Retryable("no answer", code="provider_unavailable")
 MADE = lifecycle.ensured(lifecycle.intended(NEW, Action.ENSURE), REMOTE, 0.0)
 SERVES = lifecycle.looked(MADE, BackendStatus(state=BackendState.IDLE), 0.0)
@@ -99,7 +103,7 @@ def test_what_does_not_start_is_deleted_and_its_reason_kept():
     going = lifecycle.intended(backend, Action.DELETE)
     gone = lifecycle.deleted(going, 0.0, is_gone=True)
     assert (gone.state, gone.reason) == (BackendState.DELETED, "no memory")
-    assert lifecycle.deployment_state([gone], is_deleting=False) is DeploymentState.FAILED
+    assert lifecycle.deployment_state([gone], ROUTER, is_deleting=False) is DeploymentState.FAILED
 
 
 def test_a_look_that_fails_says_nothing_about_the_backend():
@@ -148,7 +152,46 @@ def test_the_url_is_the_latest_that_the_provider_told():
 )
 def test_a_deployment_is_the_fold_of_its_backends(states, is_deleting, expected):
     backends = [replace(NEW, state=BackendState(state)) for state in states]
-    assert lifecycle.deployment_state(backends, is_deleting=is_deleting) == expected
+    router = replace(ROUTER, state=BackendState.DELETED) if is_deleting else ROUTER
+    assert lifecycle.deployment_state(backends, router, is_deleting=is_deleting) == expected
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        ("planned", "provisioning"),
+        ("creating", "provisioning"),
+        ("provisioning", "provisioning"),
+        ("ready", "ready"),
+        ("failed", "failed"),
+    ],
+)
+def test_without_a_router_nobody_can_use_it(state, expected):
+    router = replace(ROUTER, state=BackendState(state))
+    assert lifecycle.deployment_state([SERVES], router, is_deleting=False) == expected
+
+
+def test_it_is_gone_only_when_its_router_is():
+    gone = replace(NEW, state=BackendState.DELETED)
+    assert lifecycle.deployment_state([gone], ROUTER, is_deleting=True) is DeploymentState.DELETING
+
+
+def test_an_update_that_is_refused_leaves_what_serves_and_is_tried_again():
+    wanted = lifecycle.replanned(SERVES, replace(PLAN, request={"timeout": 5}))
+    refused = lifecycle.failed(wanted, Action.ENSURE, InvalidInput("no", code="provider_refused"), 0.0)
+    assert (refused.state, decide(refused)) == (BackendState.IDLE, Action.ENSURE)
+    state = lifecycle.deployment_state([refused], ROUTER, is_deleting=False)
+    assert (state, lifecycle.why([refused, ROUTER])) == ("degraded", ("serverless: no", "provider_refused"))
+    taken = lifecycle.ensured(refused, REMOTE, 0.0)
+    assert lifecycle.deployment_state([taken], ROUTER, is_deleting=False) is DeploymentState.READY
+
+
+def test_what_has_failed_explains_a_deployment_before_what_is_waited_for():
+    waits = replace(NEW, name="spot", state=BackendState.PROVISIONING, reason="no GPU is free")
+    broken = replace(NEW, state=BackendState.FAILED, reason="no balance", code="provider_permission")
+    assert lifecycle.why([waits, broken]) == ("serverless: no balance", "provider_permission")
+    assert lifecycle.why([waits]) == ("spot: no GPU is free", None)
+    assert lifecycle.why([SERVES, ROUTER]) == (None, None)
 
 
 class Cloud:

@@ -14,10 +14,24 @@ from tandemn import __version__
 from tandemn.batch.leases import LeaseDesk
 from tandemn.batch.redis_queue import RedisQueue
 from tandemn.clock import SystemClock
-from tandemn.control.api import batches, cost, failures, files, fleet, jobs, plans, replicas, server
+from tandemn.control.api import (
+    batches,
+    cost,
+    deployments,
+    failures,
+    files,
+    fleet,
+    jobs,
+    plans,
+    replicas,
+    server,
+)
 from tandemn.control.api.guard import BrowserGuard
 from tandemn.control.embedded_redis import EmbeddedRedis
 from tandemn.control.leadership import Leadership, LeaderTask, this_process, while_leading
+from tandemn.control.providers import Providers
+from tandemn.control.reconcilers.deployment_supervisor import DeploymentSupervisor
+from tandemn.control.reconcilers.deployments import Hands
 from tandemn.control.reconcilers.supervisor import Supervisor
 from tandemn.control.services import Pulse, Services
 from tandemn.control.store import replicas as replica_records
@@ -26,6 +40,7 @@ from tandemn.control.store.database import Database
 from tandemn.errors import TandemnError
 from tandemn.fleet.launchers.local import LocalLauncher
 from tandemn.objects import ObjectStore
+from tandemn.serving.keyring import Keyring
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -43,7 +58,7 @@ def create_app(services: Services) -> FastAPI:
     app = FastAPI(title="Tandemn control plane", version=__version__, docs_url=None, redoc_url=None)
     app.state.services = services
     failures.install(app)
-    for module in (server, files, batches, jobs, cost, fleet, plans, replicas):
+    for module in (server, files, batches, jobs, cost, fleet, plans, deployments, replicas):
         app.include_router(module.router)
     app.add_middleware(BrowserGuard)
     return app
@@ -90,6 +105,8 @@ async def open_services(settings: Settings, *, server_url: str) -> AsyncIterator
             clock,
             lease_s=settings.leader_lease_s,
         ),
+        providers=Providers(),
+        keyring=Keyring(home / "keys"),
         server_url=settings.public_url or server_url,
         listening_since=clock.now(),
         pulse=pulse,
@@ -100,6 +117,7 @@ async def open_services(settings: Settings, *, server_url: str) -> AsyncIterator
     try:
         yield services
     finally:
+        await services.providers.close()
         await queue.aclose()
         await asyncio.to_thread(database.close)
 
@@ -110,7 +128,7 @@ def leader_tasks(services: Services) -> Sequence[LeaderTask]:
     `services.database` refuses their writes as soon as another leads (code `not_leading`, which is Superseded:
     drop what was being done). What runs in every process, leader or not, stands in `keep_going`.
     """
-    return [Supervisor(services)]
+    return [Supervisor(services), DeploymentSupervisor(_hands(services), services.online)]
 
 
 @asynccontextmanager
@@ -143,6 +161,16 @@ async def keep_going(services: Services) -> AsyncIterator[None]:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
         await leadership.resign()
+
+
+def _hands(services: Services) -> Hands:
+    return Hands(
+        database=services.database,
+        clock=services.clock,
+        keyring=services.keyring,
+        provider=services.providers.provider,
+        host=services.providers.host,
+    )
 
 
 async def _keep_redis(embedded: EmbeddedRedis) -> None:

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from tandemn.batch.redis_queue import RedisQueue
     from tandemn.clock import Clock
     from tandemn.control.leadership import Leadership
+    from tandemn.control.providers import Providers
     from tandemn.control.store.database import Database
     from tandemn.fleet.launchers.launcher import Launcher
     from tandemn.objects import ObjectStore
+    from tandemn.serving.keyring import Keyring
     from tandemn.settings import Settings
 
 
@@ -49,6 +51,8 @@ class Services:
     desk: LeaseDesk
     launchers: Mapping[str, Launcher]
     leadership: Leadership
+    providers: Providers
+    keyring: Keyring
     server_url: str
     """Where replicas call back."""
     listening_since: float
@@ -56,3 +60,5 @@ class Services:
     leasing_from: float = 0.0
     """No chunk is given before: replicas that outlived a control plane renew what they hold first."""
     pulse: Pulse = field(default_factory=Pulse)
+    online: Pulse = field(default_factory=Pulse)
+    """As `pulse`, for deployments, by their names."""

@@ -117,6 +117,8 @@ class DeploymentSpec(_Strict):
     gcp_region: str | None = Field(default=None, min_length=1, max_length=64)
     public: bool = False
     """The endpoint asks for no key; its backends still do."""
+    spot_ttft_limit: float | None = Field(default=None, gt=0, le=LONGEST_S, allow_inf_nan=False)
+    """TTFT of spot beyond which requests overflow, in seconds; None: three times serverless's, at least 2 s."""
     engine_args: tuple[str, ...] = ()
     """Passed to the engine unread (what follows `--` on the command line)."""
     scaling: ScalingPolicy = ScalingPolicy()
@@ -126,11 +128,69 @@ class DeploymentSpec(_Strict):
         return not self.serverless_only
 
 
+class DeploymentRequest(BaseModel):
+    """What is asked for by `tandemn deploy --model`, and how it stands to what is there."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    spec: DeploymentSpec
+    is_update: bool = False
+    """Change the deployment of that name in place."""
+    force: bool = False
+    """Although the model does not seem to fit."""
+
+
 class BackendReplicaView(BaseModel):
     replica_id: str
     state: str
     pid: int | None = None
     """Where it is a process on this machine."""
+
+
+class BackendPlanView(BaseModel):
+    name: str
+    market: Market
+    provider: str
+    remote_name: str
+    place: str | None = None
+    price_usd_per_hour: Decimal | None = None
+    """List price of one replica while it runs; None: not known."""
+    price_source: str | None = None
+    least_replicas: int = 0
+    most_replicas: int | None = None
+    reason: str | None = None
+    """Why this provider."""
+
+
+class RouterPlanView(BaseModel):
+    host: str
+    remote_name: str
+    price_usd_per_hour: Decimal | None = None
+    price_source: str | None = None
+
+
+class DeploymentPlan(BaseModel):
+    """`tandemn plan --model --gpu --json`: what `deploy` would make, with every default filled in."""
+
+    service_name: str
+    spec: DeploymentSpec
+    state: DeploymentState | None = None
+    """Of the deployment that has the name already."""
+    changed: list[str] = []
+    """What would be changed of that one."""
+    backends: list[BackendPlanView]
+    router: RouterPlanView
+    left_out: list[str] = []
+    """Other providers, and why each was not taken."""
+    warnings: list[str] = []
+    options: list[dict[str, object]] = []
+    """GPUs that the model fits, cheapest per token first."""
+
+    @property
+    def is_free(self) -> bool:
+        """Whether nobody asks money for any of it."""
+        prices = [each.price_usd_per_hour for each in self.backends]
+        return all(price == 0 for price in (*prices, self.router.price_usd_per_hour))
 
 
 class BackendView(BaseModel):
@@ -141,10 +201,24 @@ class BackendView(BaseModel):
     """Its name at the provider: what `modal app list` and `sky serve status` show."""
     state: BackendState
     reason: str | None = None
+    code: str | None = None
     url: str | None = None
     price_usd_per_hour: Decimal | None = None
     """Of one replica while it runs; None: not known."""
+    ready_replicas: int | None = None
+    """None: the provider does not tell."""
     replicas: list[BackendReplicaView] = []
+
+
+class RouterView(BaseModel):
+    host: str
+    remote_name: str
+    state: BackendState
+    reason: str | None = None
+    code: str | None = None
+    url: str | None = None
+    pid: int | None = None
+    price_usd_per_hour: Decimal | None = None
 
 
 class DeploymentStatus(BaseModel):
@@ -156,7 +230,45 @@ class DeploymentStatus(BaseModel):
     code: str | None = None
     spec: DeploymentSpec
     endpoint: str | None = None
+    """Base URL for OpenAI clients; None: the router does not run yet."""
     backends: list[BackendView] = []
+    router: RouterView | None = None
     warnings: list[str] = []
+    old_key_until: float | None = None
     created_at: float
     updated_at: float
+
+
+class DeploymentSummary(BaseModel):
+    """One row of `tandemn list`."""
+
+    service_name: str
+    state: DeploymentState
+    reason: str | None = None
+    model: str
+    gpu: str
+    endpoint: str | None = None
+    backends: dict[str, BackendState] = {}
+    created_at: float
+
+
+class DeploymentList(BaseModel):
+    deployments: list[DeploymentSummary]
+
+
+class EndpointKey(BaseModel):
+    """What a client needs: `tandemn deploy --json` writes it."""
+
+    service_name: str
+    endpoint: str | None = None
+    api_key: str | None = None
+    """None: the endpoint is public."""
+    old_key_until: float | None = None
+    """Until when the key before the last rotation is taken, too."""
+
+
+class RotateRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    keep_old_s: float = Field(default=3600.0, ge=0, le=30 * 86_400, allow_inf_nan=False)
+    """How long the old key is still taken, in seconds."""

@@ -285,6 +285,7 @@ class EventView(BaseModel):
     at: float
     kind: str
     job_id: str | None = None
+    service_name: str | None = None
     replica_id: str | None = None
     actor: str | None = None
     data: dict[str, Any] = {}

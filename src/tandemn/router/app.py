@@ -62,7 +62,8 @@ def run(options: Options, keys: Keys, announce: Callable[[str], None] | None = N
         InvalidInput: the table, the certificate or the combination of options is wrong.
         Conflict: the port or the state file is in use.
     """
-    if keys.client is None and options.host not in LOOPBACK and not options.is_public:
+    is_open = keys.client is None and _load(options.table).keys is None
+    if is_open and options.host not in LOOPBACK and not options.is_public:
         raise InvalidInput(
             f"serving {options.host} without a key would be open to anyone",
             code="router_key_missing",

@@ -26,6 +26,10 @@ Positive = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 #: Field name characters of RFC 9110.
 HeaderName = Annotated[str, msgspec.Meta(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]
+#: A client's key, as it stands after `Bearer `.
+ClientKey = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]+\Z")]
+#: Clients' keys at a time: the present one, and those that a rotation has not ended yet.
+MOST_KEYS: Final = 16
 HeaderValue = Annotated[str, msgspec.Meta(pattern=r"^[\t\x20-\x7e\x80-\xff]*$")]
 
 
@@ -134,6 +138,8 @@ class RoutingTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     version: int
     backends: tuple[Backend, ...]
     limits: Limits = Limits()
+    keys: Annotated[tuple[ClientKey, ...], msgspec.Meta(min_length=1, max_length=MOST_KEYS)] | None = None
+    """What clients may show, in place of the key that the router was started with; absent: that one."""
 
     def __post_init__(self) -> None:
         if self.version != TABLE_VERSION:
@@ -159,5 +165,5 @@ def read_table(content: bytes) -> RoutingTable:
 
 
 def write_table(table: RoutingTable) -> bytes:
-    """JSON that `read_table` reads back; it holds the backends' keys."""
+    """JSON that `read_table` reads back; it holds keys."""
     return msgspec.json.format(msgspec.json.encode(table), indent=2) + b"\n"

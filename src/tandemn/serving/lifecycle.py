@@ -1,4 +1,6 @@
-"""The life of a backend and of its deployment: what to do next, and what an answer means. Pure.
+"""The life of a deployment and of its parts, which are its backends and its router. Pure.
+
+What to do next with a part, and what an answer means:
 
     planned -> creating -> provisioning | idle | ready      as the provider says
     any     -> failed                                       the create cannot succeed as it is
@@ -12,15 +14,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Generic, TypeVar, assert_never
 
 from tandemn.errors import Conflict, NotFound, Retryable, TandemnError
 from tandemn.protocol.deployments import BackendState, DeploymentState
+from tandemn.serving.providers.provider import BackendPlan, BackendStatus, ReplicaSeen
+from tandemn.serving.router_host import RouterPlan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tandemn.serving.providers.provider import BackendPlan, BackendStatus, Remote
+    from tandemn.serving.providers.provider import Remote
+
+PlanT = TypeVar("PlanT", BackendPlan, RouterPlan)
 
 #: Wait after the first failure, doubled by each further one, in seconds.
 BACKOFF_S = 1.0
@@ -39,27 +45,37 @@ FAILED_LOOKS = 20
 #: Its code from then on.
 STARTUP_FAILED = "startup_failed"
 
+#: What an update can change in place, by field of the spec; the rest makes it another deployment.
+CHANGEABLE = frozenset({"scaling", "max_model_len", "workers_max", "spot_ttft_limit"})
+
 #: A request could be answered: an idle one starts for it.
 SERVING = frozenset({BackendState.READY, BackendState.IDLE})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Backend:
-    """One backend's record."""
+class Part(Generic[PlanT]):
+    """The record of one thing that is made somewhere else for a deployment: a backend, or its router."""
 
     name: str
-    plan: BackendPlan
+    plan: PlanT
     state: BackendState = BackendState.PLANNED
     is_tried: bool = False
     """A create was intended, so that something of it may exist."""
     is_ensured: bool = False
     """The provider has taken this plan."""
     remote: Remote | None = None
+    replicas: int | None = None
+    """Ready at the last look; None: the provider does not tell."""
+    seen: tuple[ReplicaSeen, ...] = ()
     reason: str | None = None
     code: str | None = None
     failures: int = 0
     """In a row."""
     not_before: float = 0.0
+
+
+Backend = Part[BackendPlan]
+Router = Part[RouterPlan]
 
 
 class Action(StrEnum):
@@ -69,40 +85,40 @@ class Action(StrEnum):
     DELETE = "delete"
 
 
-def decide(backend: Backend, *, is_deleting: bool, now: float) -> Action:
-    """Say what to do with a backend now."""
-    if backend.state is BackendState.DELETED or now < backend.not_before:
+def decide(part: Part[PlanT], *, is_deleting: bool, now: float) -> Action:
+    """Say what to do with a part now."""
+    if part.state is BackendState.DELETED or now < part.not_before:
         return Action.NOTHING
-    if is_deleting or backend.code == STARTUP_FAILED:
+    if is_deleting or part.code == STARTUP_FAILED:
         # What did not start may bill all the same.
         return Action.DELETE
-    if backend.state is BackendState.FAILED and not backend.is_ensured:
+    if part.state is BackendState.FAILED and not part.is_ensured:
         return Action.NOTHING
-    return Action.LOOK if backend.is_ensured else Action.ENSURE
+    return Action.LOOK if part.is_ensured else Action.ENSURE
 
 
-def intended(backend: Backend, action: Action) -> Backend:
+def intended(part: Part[PlanT], action: Action) -> Part[PlanT]:
     """Return what must be written down before the provider is called."""
     match action:
         case Action.ENSURE:
-            state = BackendState.CREATING if backend.state is BackendState.PLANNED else backend.state
-            return replace(backend, state=state, is_tried=True)
-        case Action.DELETE if not backend.is_tried:
-            return replace(backend, state=BackendState.DELETED, reason=None, code=None)
+            state = BackendState.CREATING if part.state is BackendState.PLANNED else part.state
+            return replace(part, state=state, is_tried=True)
+        case Action.DELETE if not part.is_tried:
+            return replace(part, state=BackendState.DELETED, reason=None, code=None)
         case Action.DELETE:
             # Why it failed stays readable while it is deleted.
-            return replace(backend, state=BackendState.DELETING)
+            return replace(part, state=BackendState.DELETING)
         case Action.LOOK | Action.NOTHING:
-            return backend
+            return part
         case _:
             assert_never(action)
 
 
-def ensured(backend: Backend, remote: Remote, now: float) -> Backend:
+def ensured(part: Part[PlanT], remote: Remote, now: float) -> Part[PlanT]:
     """The provider took the plan."""
-    state = backend.state if backend.state in SERVING else BackendState.PROVISIONING
+    state = part.state if part.state in SERVING else BackendState.PROVISIONING
     return replace(
-        backend,
+        part,
         state=state,
         is_ensured=True,
         remote=remote,
@@ -113,50 +129,67 @@ def ensured(backend: Backend, remote: Remote, now: float) -> Backend:
     )
 
 
-def looked(backend: Backend, status: BackendStatus, now: float) -> Backend:
+def looked(part: Part[PlanT], status: BackendStatus, now: float) -> Part[PlanT]:
     """The provider said how it is."""
     if status.state is BackendState.DELETED:
         # Someone deleted it by hand: it is made again, as the record wants it.
         return replace(
-            backend,
+            part,
             state=BackendState.PLANNED,
             is_ensured=False,
             remote=None,
+            replicas=None,
+            seen=(),
             reason="the provider does not have it any more",
             failures=0,
             not_before=now,
         )
-    remote = backend.remote
+    remote = part.remote
     if remote is not None and status.url is not None:
         remote = replace(remote, url=status.url)
-    failures = backend.failures + 1 if status.state is BackendState.FAILED else 0
+    failures = part.failures + 1 if status.state is BackendState.FAILED else 0
+    wait = LOOK_S if status.state in SERVING else SOON_S
+    if status.look_s is not None and status.state is not BackendState.FAILED:
+        wait = status.look_s
     return replace(
-        backend,
+        part,
         state=status.state,
         remote=remote,
+        replicas=status.replicas,
+        seen=status.seen,
         reason=status.reason,
         code=STARTUP_FAILED if failures >= FAILED_LOOKS else None,
         failures=failures,
-        not_before=now + (LOOK_S if status.state in SERVING else SOON_S),
+        not_before=now + wait,
     )
 
 
-def deleted(backend: Backend, now: float, *, is_gone: bool) -> Backend:
+def deleted(part: Part[PlanT], now: float, *, is_gone: bool) -> Part[PlanT]:
     """The provider was asked to delete it, and said whether it is gone."""
     if not is_gone:
-        return replace(backend, failures=0, not_before=now + SOON_S)
+        return replace(part, failures=0, not_before=now + SOON_S)
     return replace(
-        backend, state=BackendState.DELETED, is_ensured=False, remote=None, failures=0, not_before=now
+        part,
+        state=BackendState.DELETED,
+        is_ensured=False,
+        remote=None,
+        replicas=None,
+        seen=(),
+        failures=0,
+        not_before=now,
     )
 
 
-def failed(backend: Backend, action: Action, error: TandemnError, now: float) -> Backend:
+def failed(part: Part[PlanT], action: Action, error: TandemnError, now: float) -> Part[PlanT]:
     """The provider refused. A delete is tried again for ever: what may exist may bill."""
-    failures = backend.failures + 1
+    failures = part.failures + 1
     wait = min(BACKOFF_S * 2 ** min(failures - 1, 10), LONGEST_BACKOFF_S)
-    after = replace(backend, reason=str(error), code=error.code, failures=failures, not_before=now + wait)
+    after = replace(part, reason=str(error), code=error.code, failures=failures, not_before=now + wait)
     if action is not Action.ENSURE:
-        # Not being able to look, or to delete, says nothing about the backend itself.
+        # Not being able to look, or to delete, says nothing about the part itself.
+        return after
+    if part.state in SERVING:
+        # An update was refused; what was there before serves on, and the update is tried again.
         return after
     is_passing = isinstance(error, (Retryable, Conflict, NotFound))
     if is_passing and failures < TRIES:
@@ -164,15 +197,15 @@ def failed(backend: Backend, action: Action, error: TandemnError, now: float) ->
     return replace(after, state=BackendState.FAILED)
 
 
-def replanned(backend: Backend, plan: BackendPlan) -> Backend:
+def replanned(part: Part[PlanT], plan: PlanT) -> Part[PlanT]:
     """Take a new plan in place, or try a failed one again; what serves goes on serving."""
-    if plan == backend.plan and backend.state is not BackendState.FAILED:
-        return backend
-    state = BackendState.PLANNED if backend.state is BackendState.FAILED else backend.state
+    is_over = part.code == STARTUP_FAILED or part.state in {BackendState.FAILED, BackendState.DELETED}
+    if plan == part.plan and not is_over:
+        return part
     return replace(
-        backend,
+        part,
         plan=plan,
-        state=state,
+        state=BackendState.PLANNED if is_over else part.state,
         is_ensured=False,
         reason=None,
         code=None,
@@ -181,24 +214,42 @@ def replanned(backend: Backend, plan: BackendPlan) -> Backend:
     )
 
 
-def deployment_state(backends: Sequence[Backend], *, is_deleting: bool) -> DeploymentState:
-    """Fold the backends' states: the endpoint is usable as soon as one backend is."""
-    states = [backend.state for backend in backends]
+def deployment_state(
+    backends: Sequence[Backend], router: Router | None, *, is_deleting: bool
+) -> DeploymentState:
+    """Fold the parts' states: the endpoint is usable as soon as its router and one backend are."""
+    parts: list[Backend | Router] = [*backends, *([router] if router is not None else [])]
     if is_deleting:
-        is_gone = all(state is BackendState.DELETED for state in states)
+        is_gone = all(part.state is BackendState.DELETED for part in parts)
         return DeploymentState.DELETED if is_gone else DeploymentState.DELETING
-    has_failed = any(_has_failed(backend) for backend in backends)
-    if any(state in SERVING for state in states):
-        return DeploymentState.DEGRADED if has_failed else DeploymentState.READY
-    if has_failed and all(_has_failed(backend) for backend in backends):
+    if _has_failed(router) or all(_has_failed(backend) for backend in backends):
         return DeploymentState.FAILED
-    if all(state is BackendState.PLANNED for state in states):
+    if any(backend.state in SERVING for backend in backends) and (router is None or router.state in SERVING):
+        is_whole = not any(_has_failed(part) or _is_refused(part) for part in parts)
+        return DeploymentState.READY if is_whole else DeploymentState.DEGRADED
+    states = {backend.state for backend in backends}
+    if states == {BackendState.PLANNED}:
         return DeploymentState.PLANNED
-    if any(state is BackendState.PROVISIONING for state in states):
+    if states & {BackendState.PROVISIONING, *SERVING}:
         return DeploymentState.PROVISIONING
     return DeploymentState.CREATING
 
 
-def _has_failed(backend: Backend) -> bool:
+def why(parts: Sequence[Backend | Router]) -> tuple[str | None, str | None]:
+    """Return reason and code of what is not as it should be: of what has failed, else of what is waited for."""
+    told = [part for part in parts if part.reason and (part.state not in SERVING or part.code is not None)]
+    if not told:
+        return None, None
+    worst = min(told, key=lambda part: (not _has_failed(part), part.code is None))
+    return f"{worst.name}: {worst.reason}", worst.code
+
+
+def _has_failed(part: Backend | Router | None) -> bool:
     """Whether it failed, or is deleted because it did."""
-    return backend.state in {BackendState.FAILED, BackendState.DELETING, BackendState.DELETED}
+    gone = {BackendState.FAILED, BackendState.DELETING, BackendState.DELETED}
+    return part is not None and part.state in gone
+
+
+def _is_refused(part: Backend | Router) -> bool:
+    """Whether its provider has not taken what is wanted now, while what was there before serves on."""
+    return part.code is not None and not part.is_ensured

@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from tandemn.serving.providers.provider import Account, Remote
 
 GROUP = "tandemn.routers"
+#: A process on this machine.
+LOCAL_HOST = "local"
+
+
+def host_name(spec: DeploymentSpec) -> str:
+    """Name the host of a deployment's router."""
+    del spec  # one host so far
+    return LOCAL_HOST
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from tandemn.errors import InvalidInput
+from tandemn.placement.catalog.gpus import gpu_named
 from tandemn.protocol.deployments import DeploymentSpec
 from tandemn.serving.scaling import PolicyFile, layered
 
@@ -20,6 +21,8 @@ LONGEST_AUTO_NAME = 40
 #: What `--gpu` calls this machine's processor.
 CPU = "cpu"
 LOCAL = "local"
+#: What `--gpu` calls the cheapest one that the model fits.
+AUTO = "auto"
 
 
 def spec_from_flags(
@@ -68,7 +71,7 @@ def auto_name(model: str, gpu: str) -> str:
 
 def _require(given: Mapping[str, Any]) -> None:
     for name in ("model", "gpu"):
-        if name not in given:
+        if not str(given.get(name, "")).strip():
             raise InvalidInput(
                 f"--{name} is missing",
                 code="wrong_usage",
@@ -79,7 +82,8 @@ def _require(given: Mapping[str, Any]) -> None:
 
 def _placed(given: dict[str, Any], cloud: str | None) -> dict[str, Any]:
     """Put everything on this machine where `--cloud local` or `--gpu cpu` says so."""
-    is_cpu = str(given["gpu"]).lower() == CPU
+    given = {**given, "gpu": _gpu(str(given["gpu"]))}
+    is_cpu = given["gpu"] == CPU
     if cloud != LOCAL and not is_cpu:
         return given if cloud is None else {"spots_cloud": cloud, **given}
     if not is_cpu:
@@ -94,7 +98,15 @@ def _placed(given: dict[str, Any], cloud: str | None) -> dict[str, Any]:
     return {**given, "gpu": CPU, "serverless_provider": LOCAL, "spots_cloud": LOCAL}
 
 
+def _gpu(name: str) -> str:
+    """Two of the names are words, not GPUs."""
+    return name.lower() if name.lower() in {CPU, AUTO} else name
+
+
 def _agree(given: Mapping[str, Any]) -> None:
+    gpu = str(given["gpu"])
+    if gpu not in {CPU, AUTO}:
+        gpu_named(gpu)
     provider = given.get("serverless_provider")
     tp, count = given.get("tp_size", 1), given.get("gpu_count", 1)
     if tp > count:

@@ -16,7 +16,7 @@ from tandemn.control.log_stream import stream_logs
 from tandemn.control.operations import destroy as destroy_job
 from tandemn.control.services import Services
 from tandemn.control.store import chunks, events, files, jobs, replicas
-from tandemn.control.store.records import JobRecord
+from tandemn.control.store.records import EventRecord, JobRecord
 from tandemn.control.views import status, summary
 from tandemn.errors import Conflict, InvalidInput
 from tandemn.protocol.jobs import (
@@ -181,12 +181,18 @@ async def list_events(
 ) -> EventList:
     job_id = await resolve(services, job_id)
     found = await services.database.run(events.of_job, job_id, after=after, limit=limit)
+    return event_list(found, limit)
+
+
+def event_list(found: list[EventRecord], limit: int) -> EventList:
+    """Make a page of events of what was read."""
     shown = [
         EventView(
             seq=each.seq,
             at=each.at,
             kind=each.kind,
             job_id=each.job_id,
+            service_name=each.service_name,
             replica_id=each.replica_id,
             actor=each.actor,
             data=each.data,

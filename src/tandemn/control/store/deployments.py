@@ -1,27 +1,22 @@
-"""Deployments and their backends: the journal that a crash is recovered from."""
+"""Deployments: what is wanted, and how it stands; their parts are rows of their own (`parts.py`)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from sqlalchemy import Connection, RowMapping, delete, select, update
+from sqlalchemy import Connection, RowMapping, delete, select, union_all, update
 
-from tandemn.control.store.schema import backends, deployments
-from tandemn.errors import Conflict, NotFound, StaleRecord
+from tandemn.control.store import events, parts
+from tandemn.control.store.parts import BackendRecord, RouterRecord
+from tandemn.control.store.schema import backends, deployments, routers
+from tandemn.errors import Conflict, NotFound
+from tandemn.events import EventKind
 from tandemn.protocol.deployments import BackendState, DeploymentSpec, DeploymentState
 from tandemn.serving import lifecycle
-from tandemn.serving.lifecycle import Backend
-from tandemn.serving.providers.provider import BackendPlan, Remote
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BackendRecord:
-    """A backend as it is recorded, and the version that a change must name."""
-
-    backend: Backend
-    version: int
+from tandemn.serving.lifecycle import Backend, Part, PlanT, Router
+from tandemn.serving.providers.provider import BackendPlan
+from tandemn.serving.router_host import RouterPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,29 +27,47 @@ class DeploymentRecord:
     is_deleting: bool
     warnings: tuple[str, ...]
     backends: tuple[BackendRecord, ...]
+    router: RouterRecord | None
     created_at: float
     updated_at: float
+    old_key_until: float | None
+
+    @property
+    def parts(self) -> list[Backend | Router]:
+        found: list[Backend | Router] = [each.part for each in self.backends]
+        return found + ([self.router.part] if self.router is not None else [])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plans:
+    """Where each backend goes, by its name, and the router."""
+
+    backends: Mapping[str, BackendPlan]
+    router: RouterPlan | None
+
+    @property
+    def warnings(self) -> list[str]:
+        return [warning for plan in self.backends.values() for warning in plan.warnings]
 
 
 def submit(
-    connection: Connection,
-    spec: DeploymentSpec,
-    plans: Mapping[str, BackendPlan],
-    *,
-    now: float,
-    is_update: bool = False,
+    connection: Connection, spec: DeploymentSpec, plans: Plans, *, now: float, is_update: bool = False
 ) -> DeploymentRecord:
-    """Record a deployment with its backends by name; the reconciler creates them.
+    """Record a deployment with its parts; the reconciler makes them.
 
     The same spec again goes on with what a crash or a failure left; another one changes it in place only
     where `is_update` says so.
 
     Raises:
-        Conflict: `name_taken`, `deployment_deleting`, or `replacement_needed`: an update that another provider
-            would have to serve.
+        NotFound: an update of what is not there.
+        Conflict: `name_taken`, `deployment_deleting`, or `replacement_needed`: an update that another provider,
+            engine or endpoint would have to serve.
     """
+    _lock(connection, spec.service_name)
     found = _row(connection, spec.service_name)
     if found is None or found["state"] == DeploymentState.DELETED:
+        if is_update:
+            raise _not_found(spec.service_name)
         return _create(connection, spec, plans, now)
     if found["is_deleting"]:
         raise Conflict(
@@ -64,23 +77,22 @@ def submit(
             object_id=spec.service_name,
         )
     record = _record(connection, found)
-    if record.spec != spec and not is_update:
-        raise Conflict(
-            f"the name {spec.service_name} is taken by a deployment of {record.spec.model} with other settings",
-            code="name_taken",
-            next_step="update it in place, or deploy under another name",
-            object_id=spec.service_name,
+    if record.spec != spec:
+        _check_change(record, spec, plans, is_update=is_update)
+        events.append(
+            connection,
+            EventKind.DEPLOYMENT_UPDATED,
+            now=now,
+            service_name=spec.service_name,
+            changed=changed_fields(record.spec, spec),
         )
-    _replan(connection, record, plans)
+    _replan(connection, record, plans, now)
     connection.execute(
         update(deployments)
         .where(deployments.c.service_name == spec.service_name)
-        .values(
-            spec=spec.model_dump(mode="json"),
-            warnings=[warning for plan in plans.values() for warning in plan.warnings],
-        )
+        .values(spec=spec.model_dump(mode="json"), warnings=plans.warnings)
     )
-    _fold(connection, spec.service_name, now)
+    fold(connection, spec.service_name, now)
     return get(connection, spec.service_name)
 
 
@@ -92,12 +104,14 @@ def get(connection: Connection, service_name: str) -> DeploymentRecord:
     """
     row = _row(connection, service_name)
     if row is None:
-        raise NotFound(
-            f"there is no deployment {service_name}",
-            code="deployment_not_found",
-            object_id=service_name,
-        )
+        raise _not_found(service_name)
     return _record(connection, row)
+
+
+def find(connection: Connection, service_name: str) -> DeploymentRecord | None:
+    """Read a deployment of which something is left; None where there is none."""
+    row = _row(connection, service_name)
+    return None if row is None or row["state"] == DeploymentState.DELETED else _record(connection, row)
 
 
 def all_of(connection: Connection, states: Sequence[DeploymentState] = ()) -> list[DeploymentRecord]:
@@ -108,88 +122,184 @@ def all_of(connection: Connection, states: Sequence[DeploymentState] = ()) -> li
     return [_record(connection, row) for row in connection.execute(query).mappings().all()]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pending:
+    """A part that is to be looked at, and when."""
+
+    service_name: str
+    part: str
+    version: int
+    not_before: float
+    is_deleting: bool
+
+
+def pending(connection: Connection) -> list[Pending]:
+    """Name every part of which something is left."""
+    queries = [
+        select(
+            table.c.service_name,
+            table.c.name.label("part"),
+            table.c.version,
+            table.c.not_before,
+            deployments.c.is_deleting,
+        )
+        .join(deployments, deployments.c.service_name == table.c.service_name)
+        .where(table.c.state != BackendState.DELETED.value)
+        for table in (backends, routers)
+    ]
+    return [Pending(**row) for row in connection.execute(union_all(*queries)).mappings()]
+
+
 def begin_deleting(connection: Connection, service_name: str, *, now: float) -> DeploymentRecord:
     """Record the intent to delete; safe to repeat. Waits of failed tries are cut short.
 
     Raises:
         NotFound: there never was one of that name.
     """
-    get(connection, service_name)
+    _lock(connection, service_name)
+    record = get(connection, service_name)
+    if not record.is_deleting:
+        events.append(connection, EventKind.DEPLOYMENT_DELETING, now=now, service_name=service_name)
     connection.execute(
         update(deployments).where(deployments.c.service_name == service_name).values(is_deleting=True)
     )
-    connection.execute(
-        update(backends)
-        .where(backends.c.service_name == service_name)
-        .values(not_before=0.0, version=backends.c.version + 1)
-    )
-    _fold(connection, service_name, now)
+    parts.hurry(connection, service_name)
+    fold(connection, service_name, now)
     return get(connection, service_name)
 
 
+def keep_old_key(connection: Connection, service_name: str, *, until: float | None, now: float) -> None:
+    """Record until when the key before the last rotation is taken; the reconciler tells the router."""
+    connection.execute(
+        update(deployments)
+        .where(deployments.c.service_name == service_name)
+        .values(old_key_until=until, updated_at=now)
+    )
+    if until is not None:
+        parts.hurry(connection, service_name)
+        events.append(
+            connection, EventKind.KEY_ROTATED, now=now, service_name=service_name, old_key_until=until
+        )
+
+
 def write(
-    connection: Connection, service_name: str, known: BackendRecord, after: Backend, *, now: float
-) -> BackendRecord:
-    """Write a backend's next state over the one that was read.
+    connection: Connection,
+    service_name: str,
+    known: parts.PartRecord[PlanT],
+    after: Part[PlanT],
+    *,
+    now: float,
+) -> parts.PartRecord[PlanT]:
+    """Write a part's next state over the one that was read.
 
     Raises:
         StaleRecord: it has changed since.
     """
-    done = connection.execute(
-        update(backends)
-        .where(
-            backends.c.service_name == service_name,
-            backends.c.name == after.name,
-            backends.c.version == known.version,
-        )
-        .values(**_columns(after), version=known.version + 1)
+    # Two parts that are written at a time must not both fold the deployment without the other's news.
+    _lock(connection, service_name)
+    written = parts.write(connection, service_name, known, after, now=now)
+    fold(connection, service_name, now)
+    return written
+
+
+def fold(connection: Connection, service_name: str, now: float) -> None:
+    """Let the deployment's state follow its parts'."""
+    record = get(connection, service_name)
+    router = record.router.part if record.router is not None else None
+    state = lifecycle.deployment_state(
+        [each.part for each in record.backends], router, is_deleting=record.is_deleting
     )
-    if done.rowcount != 1:
-        raise StaleRecord(f"backend {after.name} of {service_name} has changed", object_id=service_name)
-    _fold(connection, service_name, now)
-    return BackendRecord(backend=after, version=known.version + 1)
+    if state is not record.state:
+        reason, code = lifecycle.why(record.parts)
+        events.append(
+            connection,
+            EventKind.DEPLOYMENT_STATE,
+            now=now,
+            service_name=service_name,
+            state=state.value,
+            reason=reason,
+            code=code,
+        )
+    connection.execute(
+        update(deployments)
+        .where(deployments.c.service_name == service_name)
+        .values(state=state.value, updated_at=now)
+    )
 
 
-def _create(
-    connection: Connection, spec: DeploymentSpec, plans: Mapping[str, BackendPlan], now: float
-) -> DeploymentRecord:
+def changed_fields(before: DeploymentSpec, after: DeploymentSpec) -> list[str]:
+    """Names of what differs between two specs."""
+    return [name for name in DeploymentSpec.model_fields if getattr(before, name) != getattr(after, name)]
+
+
+def _check_change(record: DeploymentRecord, spec: DeploymentSpec, plans: Plans, *, is_update: bool) -> None:
+    changed = changed_fields(record.spec, spec)
+    named = ", ".join(f"--{name.replace('_', '-')}" for name in changed).replace(
+        "--scaling", "scaling policy"
+    )
+    if not is_update:
+        raise Conflict(
+            f"the name {spec.service_name} is taken by a deployment of {record.spec.model} with other settings "
+            f"({named})",
+            code="name_taken",
+            next_step="--update changes it in place; or deploy under another --service-name",
+            object_id=spec.service_name,
+        )
+    fixed = [name for name in changed if name not in lifecycle.CHANGEABLE]
+    homes = {each.part.name: _home(each.part.plan) for each in record.backends}
+    if fixed or {name: _home(plan) for name, plan in plans.backends.items()} != homes:
+        raise Conflict(
+            f"{record.service_name} would have to be made anew for this ({named})",
+            code="replacement_needed",
+            next_step="deploy it under another name, then destroy this one",
+            object_id=record.service_name,
+        )
+
+
+def _create(connection: Connection, spec: DeploymentSpec, plans: Plans, now: float) -> DeploymentRecord:
     # What a deleted one left is only its record.
-    connection.execute(delete(backends).where(backends.c.service_name == spec.service_name))
-    connection.execute(delete(deployments).where(deployments.c.service_name == spec.service_name))
+    for table in (backends, routers, deployments):
+        connection.execute(delete(table).where(table.c.service_name == spec.service_name))
     connection.execute(
         deployments.insert().values(
             service_name=spec.service_name,
             state=DeploymentState.PLANNED.value,
             spec=spec.model_dump(mode="json"),
             is_deleting=False,
-            warnings=[warning for plan in plans.values() for warning in plan.warnings],
+            warnings=plans.warnings,
             created_at=now,
             updated_at=now,
         )
     )
-    for name, plan in plans.items():
-        connection.execute(
-            backends.insert().values(
-                service_name=spec.service_name, version=0, **_columns(Backend(name=name, plan=plan))
-            )
-        )
+    for name, plan in plans.backends.items():
+        parts.add(connection, spec.service_name, Part(name=name, plan=plan))
+    if plans.router is not None:
+        parts.add(connection, spec.service_name, Part(name=parts.ROUTER, plan=plans.router))
+    events.append(
+        connection,
+        EventKind.DEPLOYMENT_SUBMITTED,
+        now=now,
+        service_name=spec.service_name,
+        model=spec.model,
+        gpu=spec.gpu,
+        backends={name: plan.provider for name, plan in plans.backends.items()},
+    )
     return get(connection, spec.service_name)
 
 
-def _replan(connection: Connection, record: DeploymentRecord, plans: Mapping[str, BackendPlan]) -> None:
-    known = {each.backend.name: each for each in record.backends}
-    homes = {name: _home(each.backend.plan) for name, each in known.items()}
-    if {name: _home(plan) for name, plan in plans.items()} != homes:
-        raise Conflict(
-            f"{record.service_name} would have to move to another provider or region",
-            code="replacement_needed",
-            next_step="deploy it under another name, then destroy this one",
-            object_id=record.service_name,
-        )
-    for name, plan in plans.items():
-        after = lifecycle.replanned(known[name].backend, plan)
-        if after is not known[name].backend:
-            write(connection, record.service_name, known[name], after, now=record.updated_at)
+def _replan(connection: Connection, record: DeploymentRecord, plans: Plans, now: float) -> None:
+    for known in record.backends:
+        _take(connection, record.service_name, known, plans.backends[known.part.name], now)
+    if record.router is not None and plans.router is not None:
+        _take(connection, record.service_name, record.router, plans.router, now)
+
+
+def _take(
+    connection: Connection, service_name: str, known: parts.PartRecord[PlanT], plan: PlanT, now: float
+) -> None:
+    after = lifecycle.replanned(known.part, plan)
+    if after is not known.part:
+        parts.write(connection, service_name, known, after, now=now)
 
 
 def _home(plan: BackendPlan) -> tuple[str, str, str]:
@@ -197,17 +307,19 @@ def _home(plan: BackendPlan) -> tuple[str, str, str]:
     return plan.provider, plan.place, plan.remote_name
 
 
-def _fold(connection: Connection, service_name: str, now: float) -> None:
-    """Let the deployment's state follow its backends'."""
-    record = get(connection, service_name)
-    state = lifecycle.deployment_state(
-        [each.backend for each in record.backends], is_deleting=record.is_deleting
+def _not_found(service_name: str) -> NotFound:
+    return NotFound(
+        f"there is no deployment {service_name}",
+        code="deployment_not_found",
+        next_step="`tandemn list` shows them",
+        object_id=service_name,
     )
-    connection.execute(
-        update(deployments)
-        .where(deployments.c.service_name == service_name)
-        .values(state=state.value, updated_at=now)
-    )
+
+
+def _lock(connection: Connection, service_name: str) -> None:
+    """Hold the deployment's row where the database has row locks: what is read decides what is written."""
+    name = deployments.c.service_name
+    connection.execute(select(name).where(name == service_name).with_for_update())
 
 
 def _row(connection: Connection, service_name: str) -> RowMapping | None:
@@ -216,45 +328,16 @@ def _row(connection: Connection, service_name: str) -> RowMapping | None:
 
 
 def _record(connection: Connection, row: RowMapping) -> DeploymentRecord:
-    query = select(backends).where(backends.c.service_name == row["service_name"]).order_by(backends.c.name)
+    name = row["service_name"]
     return DeploymentRecord(
-        service_name=row["service_name"],
+        service_name=name,
         state=DeploymentState(row["state"]),
         spec=DeploymentSpec.model_validate(row["spec"]),
         is_deleting=row["is_deleting"],
         warnings=tuple(row["warnings"]),
-        backends=tuple(_backend(each) for each in connection.execute(query).mappings()),
+        backends=parts.backends_of(connection, name),
+        router=parts.router_of(connection, name),
         created_at=row["created_at"],
         updated_at=row["updated_at"],
+        old_key_until=row["old_key_until"],
     )
-
-
-def _backend(row: RowMapping) -> BackendRecord:
-    backend = Backend(
-        name=row["name"],
-        plan=BackendPlan.from_json(row["plan"]),
-        state=BackendState(row["state"]),
-        is_tried=row["is_tried"],
-        is_ensured=row["is_ensured"],
-        remote=None if row["remote"] is None else Remote.from_json(row["remote"]),
-        reason=row["reason"],
-        code=row["code"],
-        failures=row["failures"],
-        not_before=row["not_before"],
-    )
-    return BackendRecord(backend=backend, version=row["version"])
-
-
-def _columns(backend: Backend) -> dict[str, Any]:
-    return {
-        "name": backend.name,
-        "plan": backend.plan.as_json(),
-        "state": backend.state.value,
-        "is_tried": backend.is_tried,
-        "is_ensured": backend.is_ensured,
-        "remote": None if backend.remote is None else backend.remote.as_json(),
-        "reason": backend.reason,
-        "code": backend.code,
-        "failures": backend.failures,
-        "not_before": backend.not_before,
-    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import ColumnElement, Connection, select
 
 from tandemn.control.store.records import EventRecord, record
 from tandemn.control.store.schema import events
@@ -21,6 +21,7 @@ def append(
     *,
     now: float,
     job_id: str | None = None,
+    service_name: str | None = None,
     replica_id: str | None = None,
     actor: str | None = None,
     **data: Any,
@@ -28,19 +29,29 @@ def append(
     """Record that something happened; `data` is what docs/events.md says for the kind."""
     connection.execute(
         events.insert().values(
-            at=now, kind=kind.value, job_id=job_id, replica_id=replica_id, actor=actor, data=data
+            at=now,
+            kind=kind.value,
+            job_id=job_id,
+            service_name=service_name,
+            replica_id=replica_id,
+            actor=actor,
+            data=data,
         )
     )
 
 
 def of_job(connection: Connection, job_id: str, *, after: int, limit: int) -> list[EventRecord]:
     """Read a page of the job's events, oldest first, those numbered above `after`."""
-    query = (
-        select(events)
-        .where(events.c.job_id == job_id, events.c.seq > after)
-        .order_by(events.c.seq)
-        .limit(limit)
-    )
+    return _page(connection, events.c.job_id == job_id, after, limit)
+
+
+def of_deployment(connection: Connection, service_name: str, *, after: int, limit: int) -> list[EventRecord]:
+    """Read a page of a deployment's events, oldest first, with those of deleted ones of that name."""
+    return _page(connection, events.c.service_name == service_name, after, limit)
+
+
+def _page(connection: Connection, whose: ColumnElement[bool], after: int, limit: int) -> list[EventRecord]:
+    query = select(events).where(whose, events.c.seq > after).order_by(events.c.seq).limit(limit)
     return [record(EventRecord, row) for row in connection.execute(query)]
 
 

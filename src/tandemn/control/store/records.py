@@ -120,6 +120,7 @@ class EventRecord:
     at: float
     kind: str
     job_id: str | None
+    service_name: str | None
     replica_id: str | None
     actor: str | None
     data: dict[str, Any]

@@ -152,30 +152,43 @@ deployments = Table(
     Column("warnings", JSON, nullable=False, default=list),
     Column("created_at", Float, nullable=False),
     Column("updated_at", Float, nullable=False),
+    Column("old_key_until", Float, nullable=True),  # the key before the last rotation is taken until then
     Index(None, "state"),
 )
 
-backends = Table(
-    "backends",
-    metadata,
-    Column(
-        "service_name",
-        String(40),
-        ForeignKey("deployments.service_name", ondelete="CASCADE"),
-        primary_key=True,
-    ),
-    Column("name", String(32), primary_key=True),
-    Column("version", Integer, nullable=False, default=0),  # bumped by each change: a stale one is dropped
-    Column("plan", JSON, nullable=False),
-    Column("state", String(16), nullable=False),
-    Column("is_tried", Boolean, nullable=False, default=False),  # the intent, before the remote create
-    Column("is_ensured", Boolean, nullable=False, default=False),
-    Column("remote", JSON, nullable=True),  # the provider's id, right after the create
-    Column("reason", Text, nullable=True),
-    Column("code", String(64), nullable=True),
-    Column("failures", Integer, nullable=False, default=0),
-    Column("not_before", Float, nullable=False, default=0),
-)
+
+def _part(table: str) -> Table:
+    """What a deployment has elsewhere: its backends, and its router."""
+    return Table(
+        table,
+        metadata,
+        Column(
+            "service_name",
+            String(40),
+            ForeignKey("deployments.service_name", ondelete="CASCADE"),
+            primary_key=True,
+        ),
+        Column("name", String(32), primary_key=True),
+        Column(
+            "version", Integer, nullable=False, default=0
+        ),  # bumped by each change: a stale one is dropped
+        Column("plan", JSON, nullable=False),
+        Column("state", String(16), nullable=False),
+        Column("is_tried", Boolean, nullable=False, default=False),  # the intent, before the remote create
+        Column("is_ensured", Boolean, nullable=False, default=False),
+        Column("remote", JSON, nullable=True),  # the provider's id, right after the create
+        Column("replicas", Integer, nullable=True),  # ready at the last look
+        Column("seen", JSON, nullable=False, default=list),
+        Column("reason", Text, nullable=True),
+        Column("code", String(64), nullable=True),
+        Column("failures", Integer, nullable=False, default=0),
+        Column("not_before", Float, nullable=False, default=0),
+    )
+
+
+backends = _part("backends")
+routers = _part("routers")
+routers.append_column(Column("pushed", String(64), nullable=True))  # digest of the table that it has
 
 events = Table(
     "events",
@@ -184,10 +197,12 @@ events = Table(
     Column("at", Float, nullable=False),
     Column("kind", String(32), nullable=False),
     Column("job_id", String(64), nullable=True),
+    Column("service_name", String(40), nullable=True),
     Column("replica_id", String(80), nullable=True),
     Column("actor", String(80), nullable=True),
     Column("data", JSON, nullable=False, default=dict),
     Index(None, "job_id", "seq"),
+    Index(None, "service_name", "seq"),
 )
 
 seat = Table(

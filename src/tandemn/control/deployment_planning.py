@@ -1,0 +1,242 @@
+"""What a deployment would be made of, and why: asks providers who is signed in, makes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tandemn.control.planning import SKYPILOT_CATALOGS
+from tandemn.control.store import deployments
+from tandemn.control.store.deployments import Plans, changed_fields
+from tandemn.errors import InvalidInput, MissingDependency, NotFound, TandemnError
+from tandemn.placement.catalog.gpus import gpu_named
+from tandemn.placement.catalog.skypilot import load_offers
+from tandemn.placement.deployments import DeploymentOption, deployment_options, to_json
+from tandemn.placement.models import shape_of
+from tandemn.placement.throughput import RooflinePredictor
+from tandemn.protocol.deployments import (
+    BackendPlanView,
+    DeploymentPlan,
+    DeploymentSpec,
+    RouterPlanView,
+)
+from tandemn.protocol.replicas import Market
+from tandemn.serving.choice import Choice, choose_provider
+from tandemn.serving.providers.adapters import providers
+from tandemn.serving.providers.provider import LOCAL, LOCAL_SPOT, SKYSERVE, spot_provider
+from tandemn.serving.router_host import host_name
+from tandemn.serving.spec import AUTO, CPU
+
+if TYPE_CHECKING:
+    from tandemn.control.providers import Providers
+    from tandemn.control.services import Services
+    from tandemn.control.store.deployments import DeploymentRecord
+    from tandemn.serving.providers.provider import BackendPlan, Provider
+
+#: Names of the backends.
+SERVERLESS, SPOT = "serverless", "spot"
+#: How long a provider may take to say who is signed in, in seconds; one that does not answer is left out.
+CHECK_S = 20.0
+#: Never chosen where no provider is named: this machine, and what rents spot instances.
+_ONLY_BY_NAME = frozenset({LOCAL, LOCAL_SPOT, SKYSERVE})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """Everything that recording a deployment takes, and what a user is shown of it."""
+
+    spec: DeploymentSpec
+    """With what was left open filled in."""
+    plans: Plans
+    view: DeploymentPlan
+
+
+async def plan(
+    services: Services, spec: DeploymentSpec, *, force: bool = False, with_options: bool = False
+) -> Planned:
+    """Plan a deployment without recording it.
+
+    A deployment that is there already keeps the GPU and the provider that were chosen for it.
+
+    Raises:
+        InvalidInput: nobody can serve it as it is asked for, or nobody is signed in.
+        Infeasible: the model does not fit the GPU (`does_not_fit`).
+    """
+    record = await services.database.run(deployments.find, spec.service_name)
+    options, notes = await asyncio.to_thread(_options, _kept(spec, record), force=force)
+    spec = _with_gpu(_kept(spec, record), options)
+    choice = await _choose(services.providers, spec, is_new=record is None)
+    spec = spec.model_copy(update={"serverless_provider": choice.plan.provider})
+    backends = {SERVERLESS: choice.plan}
+    if spec.has_spot:
+        backends[SPOT] = await _spot(services.providers, spec, is_new=record is None)
+    host = await services.providers.host(host_name(spec))
+    plans = Plans(backends=backends, router=host.plan(spec))
+    view = _view(spec, plans, choice, record)
+    view.warnings += notes
+    if with_options:
+        view.options = to_json(options)
+    return Planned(spec=spec, plans=plans, view=view)
+
+
+def _kept(spec: DeploymentSpec, record: DeploymentRecord | None) -> DeploymentSpec:
+    """Fill in what was chosen before, where the choice is left open now."""
+    if record is None:
+        return spec
+    before, chosen = record.spec, {}
+    if spec.gpu == AUTO:
+        chosen = {"gpu": before.gpu, "gpu_count": before.gpu_count, "tp_size": before.tp_size}
+    if spec.serverless_provider is None:
+        chosen["serverless_provider"] = before.serverless_provider
+    return spec.model_copy(update=chosen)
+
+
+def _options(spec: DeploymentSpec, *, force: bool) -> tuple[tuple[DeploymentOption, ...], list[str]]:
+    """GPUs that the model fits, and what could not be found out."""
+    if spec.gpu == CPU:
+        return (), []
+    is_auto = spec.gpu == AUTO
+    if not is_auto:
+        gpu_named(spec.gpu)  # an unknown one is refused, whatever is known of the model
+    try:
+        shape = shape_of(spec.model)
+    except NotFound as exc:
+        if is_auto:
+            raise
+        return (), [f"whether the model fits {spec.gpu_count} x {spec.gpu} is not known: {exc.message}"]
+    options = deployment_options(
+        shape,
+        load_offers(SKYPILOT_CATALOGS.expanduser()),
+        RooflinePredictor(),
+        context=spec.max_model_len,
+        gpu=None if is_auto else spec.gpu,
+        gpu_count=None if is_auto else spec.gpu_count,
+        # What a quantised copy takes is not known here.
+        force=force or spec.quantization is not None,
+    )
+    return options, []
+
+
+def _with_gpu(spec: DeploymentSpec, options: tuple[DeploymentOption, ...]) -> DeploymentSpec:
+    """Take the cheapest GPU that somebody has serverless, where the choice is left open."""
+    if spec.gpu != AUTO:
+        return spec if spec.gpu == CPU else spec.model_copy(update={"gpu": gpu_named(spec.gpu).name})
+    best = next((each for each in options if each.serverless_provider is not None), None)
+    if best is None:
+        raise InvalidInput(
+            f"no serverless provider has a GPU that {spec.model} fits",
+            code="no_serverless_provider",
+            next_step=f"`tandemn plan --model {spec.model} --gpu auto` shows what it fits",
+            param="gpu",
+        )
+    return spec.model_copy(update={"gpu": best.gpu, "gpu_count": best.gpu_count, "tp_size": best.gpu_count})
+
+
+async def _choose(opened: Providers, spec: DeploymentSpec, *, is_new: bool) -> Choice:
+    if spec.serverless_provider is None:
+        return await _cheapest(opened, spec)
+    provider = await opened.provider(spec.serverless_provider, spec)
+    if provider.market is not Market.SERVERLESS:
+        raise InvalidInput(
+            f"{provider.name} has no serverless backends",
+            code="unknown_provider",
+            next_step="leave --serverless-provider out, or name one of docs/providers.md",
+            param="serverless_provider",
+        )
+    choice = choose_provider(spec, {provider.name: provider})
+    if is_new:
+        await _signed_in(provider)
+    return choice
+
+
+async def _cheapest(opened: Providers, spec: DeploymentSpec) -> Choice:
+    """Choose among the providers that can serve it and that somebody is signed in to."""
+    able: dict[str, Provider] = {}
+    left: dict[str, str] = {}
+    for name in providers():
+        if name in _ONLY_BY_NAME:
+            continue
+        try:
+            provider = await opened.provider(name, spec)
+            if provider.market is Market.SERVERLESS:
+                provider.plan(spec)
+                able[name] = provider
+        except TandemnError as exc:
+            left[name] = exc.message
+    answers = await asyncio.gather(*(_signed_in(each) for each in able.values()), return_exceptions=True)
+    for name, answer in zip(list(able), answers, strict=True):
+        if isinstance(answer, TandemnError):
+            left[name] = answer.message
+            del able[name]
+        elif isinstance(answer, BaseException):
+            raise answer
+    return choose_provider(spec, able, left)
+
+
+async def _signed_in(provider: Provider) -> None:
+    """Find out now what the first create would find out.
+
+    Raises:
+        TandemnError: what the provider says, or that it does not answer.
+    """
+    try:
+        async with asyncio.timeout(CHECK_S):
+            await provider.check()
+    except TimeoutError as exc:
+        raise InvalidInput(
+            f"{provider.name} did not say within {CHECK_S:g} s who is signed in",
+            code="provider_unavailable",
+            next_step=f"`tandemn check --provider {provider.name}` tries again",
+        ) from exc
+
+
+async def _spot(opened: Providers, spec: DeploymentSpec, *, is_new: bool) -> BackendPlan:
+    name = spot_provider(spec.spots_cloud)
+    if name not in providers():
+        raise MissingDependency(
+            f"spot backends on {spec.spots_cloud} need the provider {name}, which is not installed",
+            next_step="--serverless-only does without",
+            param="spots_cloud",
+        )
+    provider = await opened.provider(name, spec)
+    planned = provider.plan(spec)
+    if is_new:
+        await _signed_in(provider)
+    return planned
+
+
+def _view(
+    spec: DeploymentSpec, plans: Plans, choice: Choice, record: DeploymentRecord | None
+) -> DeploymentPlan:
+    router = plans.router
+    assert router is not None, "a plan has a router"
+    return DeploymentPlan(
+        service_name=spec.service_name,
+        spec=spec,
+        state=record.state if record is not None else None,
+        changed=changed_fields(record.spec, spec) if record is not None else [],
+        backends=[
+            BackendPlanView(
+                name=name,
+                market=each.market,
+                provider=each.provider,
+                remote_name=each.remote_name,
+                place=each.place or None,
+                price_usd_per_hour=each.usd_per_hour,
+                price_source=each.price_source or None,
+                least_replicas=spec.scaling.spot.min_replicas if name == SPOT else 0,
+                most_replicas=spec.scaling.spot.max_replicas if name == SPOT else each.most_replicas,
+                reason=choice.reason if name == SERVERLESS else None,
+            )
+            for name, each in plans.backends.items()
+        ],
+        router=RouterPlanView(
+            host=router.host,
+            remote_name=router.remote_name,
+            price_usd_per_hour=router.usd_per_hour,
+            price_source=router.price_source or None,
+        ),
+        left_out=list(choice.others),
+        warnings=plans.warnings,
+    )

@@ -1,0 +1,89 @@
+"""Deployments as users see them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tandemn.protocol.deployments import (
+    BackendReplicaView,
+    BackendView,
+    DeploymentStatus,
+    DeploymentSummary,
+    RouterView,
+)
+from tandemn.serving import lifecycle
+
+if TYPE_CHECKING:
+    from tandemn.control.store.deployments import DeploymentRecord
+    from tandemn.serving.lifecycle import Backend, Router
+
+
+def status(record: DeploymentRecord) -> DeploymentStatus:
+    """Everything about a deployment that `tandemn status` shows."""
+    reason, code = lifecycle.why(record.parts)
+    return DeploymentStatus(
+        service_name=record.service_name,
+        state=record.state,
+        reason=reason,
+        code=code,
+        spec=record.spec,
+        endpoint=endpoint_of(record),
+        backends=[_backend(each.part) for each in record.backends],
+        router=_router(record.router.part) if record.router is not None else None,
+        warnings=list(record.warnings),
+        old_key_until=record.old_key_until,
+        created_at=record.created_at,
+        updated_at=record.updated_at,
+    )
+
+
+def summary(record: DeploymentRecord) -> DeploymentSummary:
+    """One row of `tandemn list`."""
+    return DeploymentSummary(
+        service_name=record.service_name,
+        state=record.state,
+        reason=lifecycle.why(record.parts)[0],
+        model=record.spec.model,
+        gpu=record.spec.gpu,
+        endpoint=endpoint_of(record),
+        backends={each.part.name: each.part.state for each in record.backends},
+        created_at=record.created_at,
+    )
+
+
+def endpoint_of(record: DeploymentRecord) -> str | None:
+    """Say where clients reach it; None while its router does not run."""
+    remote = record.router.part.remote if record.router is not None else None
+    return remote.url if remote is not None else None
+
+
+def _backend(backend: Backend) -> BackendView:
+    return BackendView(
+        name=backend.name,
+        market=backend.plan.market,
+        provider=backend.plan.provider,
+        remote_name=backend.plan.remote_name,
+        state=backend.state,
+        reason=backend.reason,
+        code=backend.code,
+        url=backend.remote.url if backend.remote is not None else None,
+        price_usd_per_hour=backend.plan.usd_per_hour,
+        ready_replicas=backend.replicas,
+        replicas=[
+            BackendReplicaView(replica_id=each.replica_id, state=each.state, pid=each.pid)
+            for each in backend.seen
+        ],
+    )
+
+
+def _router(router: Router) -> RouterView:
+    return RouterView(
+        host=router.plan.host,
+        remote_name=router.plan.remote_name,
+        state=router.state,
+        reason=router.reason,
+        code=router.code,
+        url=router.remote.url if router.remote is not None else None,
+        pid=next((each.pid for each in router.seen), None),
+        price_usd_per_hour=router.plan.usd_per_hour,
+    )
