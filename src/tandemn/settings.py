@@ -11,6 +11,7 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tandemn.errors import InvalidInput
+from tandemn.fleet.engines.engine import EngineName  # noqa: TC001 - pydantic reads annotations at run time
 
 #: First port that the embedded control plane tries; another free one is taken where it is in use.
 EMBEDDED_PORT = 26336
@@ -39,6 +40,14 @@ class Settings(BaseSettings):
     """How many replicas `--cloud local` may run at a time."""
     local_usd_per_hour: Decimal | None = Field(default=None, ge=0)
     """What a local replica is said to cost; unset: nothing, it is this machine."""
+    local_serverless_usd_per_hour: Decimal | None = Field(default=None, ge=0)
+    """What a local serverless container is said to cost; unset: nothing."""
+    local_engine: EngineName | None = None
+    """Engine of local deployments; unset: the one that fits the model."""
+    local_spot_start_s: float = Field(default=0.0, ge=0)
+    """How long a local spot replica waits before its engine starts, as a cloud's machine boots."""
+    local_speed: float = Field(default=1.0, gt=0, le=1000)
+    """How many seconds a local deployment's policy counts for each real one."""
     lease_s: float = Field(default=12.0, gt=0)
     """How long a chunk stays with a replica that has fallen silent."""
     heartbeat_s: float = Field(default=5.0, gt=0)

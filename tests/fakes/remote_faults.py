@@ -40,6 +40,13 @@ class Faults:
 
     async def meet(self, call: str) -> Fault | None:
         """Note the call; return the fault that it suffers. A silent one does not return at all."""
+        fault = self.strike(call)
+        if fault is Fault.SILENT:
+            await forever()
+        return fault
+
+    def strike(self, call: str) -> Fault | None:
+        """Note the call; return the fault that it suffers."""
         self.calls.append(call)
         here = self.fault is not None
         if self.call is not None:
@@ -49,8 +56,6 @@ class Faults:
         if not here:
             return None
         self.struck += 1
-        if self.fault is Fault.SILENT:
-            await forever()
         return self.fault
 
 

@@ -19,6 +19,7 @@ from tandemn.errors import EngineFailed
 from tandemn.settings import python_executable
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from tandemn.fleet.engines.engine import EngineAdapter, EngineSpec
@@ -43,15 +44,23 @@ class EngineProcess:
         spec: what to serve and where.
         log_path: what the process prints is appended here; the folder is made where it is missing.
         stop_grace_s: see STOP_GRACE_S.
+        environment: more that it needs beside ours.
     """
 
     def __init__(
-        self, adapter: EngineAdapter, spec: EngineSpec, log_path: Path, *, stop_grace_s: float = STOP_GRACE_S
+        self,
+        adapter: EngineAdapter,
+        spec: EngineSpec,
+        log_path: Path,
+        *,
+        stop_grace_s: float = STOP_GRACE_S,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.adapter = adapter
         self.spec = spec
         self.log_path = log_path
         self._stop_grace_s = stop_grace_s
+        self._environment = environment or {}
         self._leash: asyncio.subprocess.Process | None = None
 
     @property
@@ -101,7 +110,7 @@ class EngineProcess:
                 stdin=asyncio.subprocess.PIPE,  # never written to: its end tells the leash of ours
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **self.adapter.environment(self.spec)},
+                env={**os.environ, **self._environment, **self.adapter.environment(self.spec)},
                 start_new_session=True,
             )
 

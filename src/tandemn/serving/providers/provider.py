@@ -166,7 +166,9 @@ class Usage:
     usd: Decimal | None
     """None: the provider does not tell."""
     source: str
-    """`billed`, or why it is not known."""
+    """`billed`, `metered`, or why it is not known."""
+    replica_seconds: float | None = None
+    """Time for which replicas existed, where the provider tells."""
 
 
 class Provider(Protocol):

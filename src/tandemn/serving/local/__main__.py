@@ -1,0 +1,44 @@
+"""`python -m tandemn.serving.local`: the fleet process of one deployment, started by the provider `local`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import structlog
+import uvloop
+
+from tandemn import settings
+from tandemn.serving.local.fleet import Fleet
+from tandemn.serving.local.folder import FleetFolder
+
+
+def main() -> None:
+    """Serve the orders of a folder."""
+    parser = argparse.ArgumentParser(prog="python -m tandemn.serving.local", description=__doc__)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--logs", type=Path, required=True)
+    parser.add_argument(
+        "--lock", type=int, required=True, help="descriptor of the folder's lock, held already"
+    )
+    given = parser.parse_args()
+    # No engine may hold it: the lock means that this process lives.
+    os.set_inheritable(given.lock, False)
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
+        ]
+    )
+    uvloop.run(_serve(FleetFolder(given.folder, given.logs)))
+
+
+async def _serve(folder: FleetFolder) -> None:
+    await Fleet(folder, settings.load()).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""When each replica of a local deployment began and ended: what metered costs are held against.
+
+One line is appended when a replica begins and one when it has ended, so that a kill loses nothing that was written.
+What a killed fleet process left open is closed by the next one, at the last sign of life.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from tandemn.protocol.replicas import Market
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+#: Seconds of an hour, for prices.
+_HOUR_S = 3600
+
+
+class _Begun(msgspec.Struct, kw_only=True, tag="begun"):
+    replica_id: str
+    market: Market
+    at: float
+    usd_per_hour: Decimal
+
+
+class _Ended(msgspec.Struct, kw_only=True, tag="ended"):
+    replica_id: str
+    at: float
+    why: str
+
+
+class Lifetime(msgspec.Struct, kw_only=True, frozen=True):
+    """One replica's, in seconds of the fleet's own clock."""
+
+    replica_id: str
+    market: Market
+    began: float
+    ended: float | None
+    """None: it lives."""
+    usd_per_hour: Decimal
+    why: str = ""
+    """Why it ended."""
+
+    def seconds(self, since: float, until: float) -> float:
+        """How much of it lies between two times."""
+        end = until if self.ended is None else min(self.ended, until)
+        return max(0.0, end - max(self.began, since))
+
+    def usd(self, since: float, until: float) -> Decimal:
+        """What that costs."""
+        return Decimal(str(self.seconds(since, until))) * self.usd_per_hour / _HOUR_S
+
+
+class LifetimeLog:
+    """The record of one deployment."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def begin(self, replica_id: str, market: Market, usd_per_hour: Decimal, at: float) -> None:
+        self._append(_Begun(replica_id=replica_id, market=market, at=at, usd_per_hour=usd_per_hour))
+
+    def end(self, replica_id: str, at: float, why: str) -> None:
+        self._append(_Ended(replica_id=replica_id, at=at, why=why))
+
+    def close_open(self, at: float, why: str) -> None:
+        """End whatever a former process left open; not before it began."""
+        for lifetime in list(self.read()):
+            if lifetime.ended is None:
+                self.end(lifetime.replica_id, max(at, lifetime.began), why)
+
+    def read(self) -> Iterator[Lifetime]:
+        """Yield the ended ones as they ended, then the living. Only the living are held in memory."""
+        living: dict[str, _Begun] = {}
+        for line in self._lines():
+            if isinstance(line, _Begun):
+                living[line.replica_id] = line
+            elif begun := living.pop(line.replica_id, None):
+                yield _lifetime(begun, line)
+        for begun in living.values():
+            yield _lifetime(begun, None)
+
+    def total(self, market: Market, since: float, until: float) -> tuple[float, Decimal]:
+        """Add up a market's seconds between two times, and what they cost."""
+        seconds, usd = 0.0, Decimal(0)
+        for lifetime in self.read():
+            if lifetime.market is market:
+                seconds += lifetime.seconds(since, until)
+                usd += lifetime.usd(since, until)
+        return seconds, usd
+
+    def _append(self, line: _Begun | _Ended) -> None:
+        with self.path.open("ab") as file:
+            file.write(msgspec.json.encode(line) + b"\n")
+
+    def _lines(self) -> Iterator[_Begun | _Ended]:
+        decoder = msgspec.json.Decoder(_Begun | _Ended)
+        try:
+            with self.path.open("rb") as file:
+                for line in file:
+                    # A line that a full disk cut short tells nothing.
+                    try:
+                        yield decoder.decode(line)
+                    except msgspec.MsgspecError:
+                        continue
+        except FileNotFoundError:
+            return
+
+
+def _lifetime(begun: _Begun, ended: _Ended | None) -> Lifetime:
+    return Lifetime(
+        replica_id=begun.replica_id,
+        market=begun.market,
+        began=begun.at,
+        ended=None if ended is None else ended.at,
+        usd_per_hour=begun.usd_per_hour,
+        why="" if ended is None else ended.why,
+    )
