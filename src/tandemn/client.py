@@ -44,7 +44,7 @@ class _Http:
 
     def __init__(self, url: str, key: str | None = None) -> None:
         self.url = url.rstrip("/")
-        self._key = key
+        self.key = key
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -71,8 +71,8 @@ class _Http:
         url = path if absolute else self.url + path
         headers = dict(options.pop("headers", None) or {})
         # A presigned URL carries its own permission; a key sent along would be refused, and leaked.
-        if self._key and not absolute:
-            headers["Authorization"] = f"Bearer {self._key}"
+        if self.key and not absolute:
+            headers["Authorization"] = f"Bearer {self.key}"
         timeout = timeout or aiohttp.ClientTimeout(total=CALL_S, sock_connect=CONNECT_S)
         began = time.monotonic()
         try:
@@ -230,6 +230,14 @@ class UserClient(_Http):
     async def events(self, job_id: str, *, after: int = 0, limit: int = 1000) -> jobs.EventList:
         params = {"after": str(after), "limit": str(limit)}
         return await self._call("GET", f"/api/jobs/{job_id}/events", jobs.EventList, params=params)
+
+    async def server_events(
+        self, *, after: int = 0, limit: int = 1000, actor: str | None = None
+    ) -> jobs.EventList:
+        """Read what happened on the whole control plane, or what `actor` brought about there."""
+        params = {"after": str(after), "limit": str(limit)}
+        params |= {"actor": actor} if actor else {}
+        return await self._call("GET", "/api/events", jobs.EventList, params=params)
 
     def output(self, job_id: str, *, partial: bool = False) -> AsyncIterator[bytes]:
         """Stream the answers; `partial` gives those of finished chunks while the job still runs."""

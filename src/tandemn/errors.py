@@ -4,7 +4,8 @@
     ├── InvalidInput          fix the input                   (exit code 2, HTTP 400)
     │   ├── NotFound          name something that exists      (HTTP 404)
     │   ├── Conflict          the object is not in a state for it (HTTP 409)
-    │   ├── NotAllowed        use a key that may              (HTTP 401 or 403)
+    │   ├── NotAllowed        use a key that is one           (HTTP 401)
+    │   │   └── Forbidden     use a key that may              (HTTP 403)
     │   └── MissingDependency install what the message says
     ├── Infeasible            loosen the deadline or budget   (exit code 3, HTTP 422)
     ├── NextOffer             try the next offer
@@ -89,6 +90,13 @@ class Conflict(InvalidInput):
 class NotAllowed(InvalidInput):
     default_code = "invalid_api_key"
     http_status = 401
+
+
+class Forbidden(NotAllowed):
+    """The key is one, but its role may not do this."""
+
+    default_code = "forbidden"
+    http_status = 403
 
 
 class MissingDependency(InvalidInput):

@@ -39,3 +39,8 @@ class EventKind(StrEnum):
     BACKEND_REPLICAS = "backend_replicas"
     ROUTER_STATE = "router_state"
     TABLE_PUSHED = "table_pushed"
+    FILE_ADDED = "file_added"
+    FILE_DELETED = "file_deleted"
+    API_KEY_CREATED = "api_key_created"
+    API_KEY_ROTATED = "api_key_rotated"
+    API_KEY_REVOKED = "api_key_revoked"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from tests.process import watch
 from tests.process.house import chat_lines
 from tests.process.storm import Plan, run_storm

@@ -35,7 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "swap": ("replicas", "replace the replicas of a running job by others"),
     "cost": ("cost", "what was spent, by job and by part"),
     "logs": ("logs", "what the replicas wrote"),
-    "events": ("logs", "what happened to a job"),
+    "events": ("logs", "what happened to a job, or on the whole control plane"),
     "show-gpus": ("show_gpus", "what can be rented, compared"),
     "quota": ("plan", "what AWS lets this account launch"),
     "simulate": ("simulate", "replay deadline pacing on spot traces"),

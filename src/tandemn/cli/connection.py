@@ -15,8 +15,12 @@ from tandemn.settings import Settings, load
 async def connect() -> AsyncIterator[UserClient]:
     """Enter a client of the control plane; the embedded one is started where none is named and none lives."""
     settings = load()
-    url = named_url(settings) or (await embedded.ensure(settings)).url
-    key = settings.api_key.get_secret_value() if settings.api_key else None
+    url = named_url(settings)
+    if url is None:
+        record = await embedded.ensure(settings)
+        url, key = record.url, record.key
+    else:
+        key = settings.api_key.get_secret_value() if settings.api_key else None
     async with UserClient(url, key) as client:
         yield client
 
@@ -41,4 +45,4 @@ def follow_restart(client: UserClient) -> None:
     settings = load()
     record = None if settings.server_url else embedded.read(settings.home_path)
     if record:
-        client.url = record.url
+        client.url, client.key = record.url, record.key

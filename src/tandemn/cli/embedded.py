@@ -50,6 +50,8 @@ class ServerRecord(BaseModel):
     started: float
     """Start time of the process, as psutil tells it: a pid alone may have been given to another."""
     version: str
+    key: str | None = None
+    """What this machine's command line shows to it; void when the process ends."""
 
 
 def read(home: Path) -> ServerRecord | None:
@@ -163,7 +165,7 @@ def log_path(home: Path) -> Path:
 
 
 async def _greet(record: ServerRecord) -> None:
-    async with UserClient(record.url) as client:
+    async with UserClient(record.url, record.key) as client:
         await client.server()
 
 

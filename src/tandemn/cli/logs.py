@@ -46,17 +46,24 @@ def logs(
 @app.command("events")
 def events(
     *,
-    job: options.JobId,
+    job: Annotated[
+        str | None, typer.Argument(metavar="[JOB]", help="Job id, or the beginning of one.")
+    ] = None,
+    actor: Annotated[
+        str | None, typer.Option("--actor", metavar="NAME", help="Only what this key brought about.")
+    ] = None,
     as_json: options.AsJson = False,
     _verbose: options.Verbose = False,
 ) -> None:
-    """Show what happened to a job, oldest first; with --json one JSON object an event.
+    """Show what happened to a job, or on the whole control plane, oldest first; with --json one object an event.
+
+    Without JOB it takes an admin's key.
 
     Examples:
         tandemn events job-4f2a
-        tandemn events job-4f2a --json
+        tandemn events --actor alice --json
     """
-    asyncio.run(_events(job, as_json=as_json))
+    asyncio.run(_events(job, actor, as_json=as_json))
 
 
 async def _logs(job: str, replica: str | None, *, tail: int, is_following: bool, as_json: bool) -> None:
@@ -83,12 +90,17 @@ async def _lines(blocks: AsyncIterator[bytes]) -> AsyncIterator[str]:
         yield rest.decode(errors="replace")
 
 
-async def _events(job: str, *, as_json: bool) -> None:
+async def _events(job: str | None, actor: str | None, *, as_json: bool) -> None:
     after = 0
     async with connect() as client:
         while True:
-            page = await client.events(job, after=after, limit=PAGE)
+            if job is None:
+                page = await client.server_events(after=after, limit=PAGE, actor=actor)
+            else:
+                page = await client.events(job, after=after, limit=PAGE)
             for event in page.events:
+                if actor is not None and event.actor != actor:
+                    continue
                 if as_json:
                     emit(event)
                 else:
@@ -100,6 +112,6 @@ async def _events(job: str, *, as_json: bool) -> None:
 
 def _event_line(event: EventView) -> str:
     at = datetime.fromtimestamp(event.at, UTC).strftime("%Y-%m-%d %H:%M:%S")
-    parts = [at, event.kind, event.replica_id, event.actor and f"by {event.actor}"]
+    parts = [at, event.kind, event.replica_id or event.job_id, event.actor and f"by {event.actor}"]
     details = [f"{name}={value}" for name, value in event.data.items() if value is not None]
     return printable("  ".join([part for part in parts if part] + details))

@@ -8,12 +8,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 from tandemn import __version__
 from tandemn.batch.leases import LeaseDesk
 from tandemn.batch.redis_queue import RedisQueue
 from tandemn.clock import SystemClock
+from tandemn.control.access.gate import Gate
 from tandemn.control.api import (
     batches,
     cost,
@@ -22,11 +23,12 @@ from tandemn.control.api import (
     files,
     fleet,
     jobs,
+    keys,
     plans,
     replicas,
     server,
 )
-from tandemn.control.api.guard import BrowserGuard
+from tandemn.control.api.dependencies import same_route
 from tandemn.control.embedded_redis import EmbeddedRedis
 from tandemn.control.leadership import Leadership, LeaderTask, this_process, while_leading
 from tandemn.control.providers import Providers
@@ -37,6 +39,7 @@ from tandemn.control.services import Pulse, Services
 from tandemn.control.store import replicas as replica_records
 from tandemn.control.store.chunk_table import SqlChunkTable
 from tandemn.control.store.database import Database
+from tandemn.control.tokens import new_token
 from tandemn.errors import TandemnError
 from tandemn.fleet.launchers.local import LocalLauncher
 from tandemn.objects import ObjectStore
@@ -55,12 +58,18 @@ REDIS_WATCH_S = 1.0
 
 def create_app(services: Services) -> FastAPI:
     """Put the routes together over opened services."""
-    app = FastAPI(title="Tandemn control plane", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="Tandemn control plane",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        dependencies=[Depends(same_route)],
+    )
     app.state.services = services
     failures.install(app)
-    for module in (server, files, batches, jobs, cost, fleet, plans, deployments, replicas):
+    for module in (server, keys, files, batches, jobs, cost, fleet, plans, deployments, replicas):
         app.include_router(module.router)
-    app.add_middleware(BrowserGuard)
+    app.add_middleware(Gate, services=services)
     return app
 
 
@@ -108,6 +117,7 @@ async def open_services(settings: Settings, *, server_url: str) -> AsyncIterator
         providers=Providers(),
         keyring=Keyring(home / "keys"),
         server_url=settings.public_url or server_url,
+        local_key=new_token(),
         listening_since=clock.now(),
         pulse=pulse,
     )

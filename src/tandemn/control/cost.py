@@ -33,19 +33,23 @@ def of(connection: Connection, job: JobRecord, totals: ChunkTotals, *, now: floa
     return _view(job, events.of_kinds(connection, COST_EVENTS, job_id=job.job_id), totals, now)
 
 
-def report(connection: Connection, *, limit: int, now: float) -> CostReport:
-    """Say what every job has cost: the newest `limit` one by one, the total over all."""
+def report(connection: Connection, *, limit: int, now: float, owner: str | None = None) -> CostReport:
+    """Say what every job, or every job of an owner's, has cost: the newest `limit` one by one, and the total."""
     logged = events.of_kinds(connection, COST_EVENTS)
+    if owner is not None:
+        mine = jobs.ids_of(connection, owner)
+        logged = [event for event in logged if event.job_id in mine]
     of_each: dict[str, list[EventRecord]] = defaultdict(list)
     for event in logged:
         of_each[event.job_id or ""].append(event)
-    shown = jobs.page(connection, limit=limit, after=None, states=None)[:limit]
+    shown = jobs.page(connection, limit=limit, after=None, states=None, owner=owner)[:limit]
     state = fold(facts(logged))
     everything = [spending(state, job_id, now) for job_id in of_each]
     return CostReport(
         jobs=[
             JobCostRow(
                 job_id=job.job_id,
+                owner=job.owner,
                 state=job.state,
                 model=job.model,
                 created_at=job.created_at,
@@ -53,7 +57,7 @@ def report(connection: Connection, *, limit: int, now: float) -> CostReport:
             )
             for job in shown
         ],
-        jobs_total=jobs.count(connection),
+        jobs_total=jobs.count(connection, owner=owner),
         total=_figure(total(each.spent for each in everything)),
         usd_per_hour=_amount(total(each.usd_per_hour for each in everything).usd),
         left_out=list(LEFT_OUT),

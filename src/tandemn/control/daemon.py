@@ -70,7 +70,7 @@ async def serve(settings: Settings, *, host: str, port: int) -> None:
             told_to_stop = _stop_signal()
             serving = asyncio.create_task(server.serve(sockets=[listener]), name="server")
             async with keep_going(services):
-                await _announce(home, url, server)
+                await _announce(home, url, services.local_key, server)
                 await asyncio.wait([serving, told_to_stop], return_when=asyncio.FIRST_COMPLETED)
             # Nothing is replaced any more, and replicas can still store what they finished.
             await _end_replicas(services)
@@ -183,8 +183,8 @@ def _listening(host: str, ports: list[int]) -> Iterator[socket.socket]:
         return
 
 
-async def _announce(home: Path, url: str, server: uvicorn.Server) -> None:
-    """Write `server.json` once the server answers."""
+async def _announce(home: Path, url: str, local_key: str, server: uvicorn.Server) -> None:
+    """Write `server.json` once the server answers: whoever may read it has the state folder anyway."""
     while not server.started:  # noqa: ASYNC110 - uvicorn offers no event
         await asyncio.sleep(0.01)
     record = {
@@ -192,8 +192,10 @@ async def _announce(home: Path, url: str, server: uvicorn.Server) -> None:
         "pid": os.getpid(),
         "started": psutil.Process().create_time(),
         "version": __version__,
+        "key": local_key,
     }
     staged = home / f"server.json.{os.getpid()}"
+    staged.unlink(missing_ok=True)
     staged.touch(mode=0o600)
     staged.write_text(json.dumps(record))
     staged.replace(home / "server.json")

@@ -29,6 +29,7 @@ from tandemn.serving.router_host import host_name
 from tandemn.serving.spec import AUTO, CPU
 
 if TYPE_CHECKING:
+    from tandemn.control.access.rules import Caller
     from tandemn.control.providers import Providers
     from tandemn.control.services import Services
     from tandemn.control.store.deployments import DeploymentRecord
@@ -53,9 +54,14 @@ class Planned:
 
 
 async def plan(
-    services: Services, spec: DeploymentSpec, *, force: bool = False, with_options: bool = False
+    services: Services,
+    spec: DeploymentSpec,
+    caller: Caller,
+    *,
+    force: bool = False,
+    with_options: bool = False,
 ) -> Planned:
-    """Plan a deployment without recording it.
+    """Plan a deployment of the caller's without recording it.
 
     A deployment that is there already keeps the GPU and the provider that were chosen for it.
 
@@ -63,7 +69,7 @@ async def plan(
         InvalidInput: nobody can serve it as it is asked for, or nobody is signed in.
         Infeasible: the model does not fit the GPU (`does_not_fit`).
     """
-    record = await services.database.run(deployments.find, spec.service_name)
+    record = await services.database.run(deployments.find, spec.service_name, caller=caller)
     options, notes = await asyncio.to_thread(_options, _kept(spec, record), force=force)
     spec = _with_gpu(_kept(spec, record), options)
     choice = await _choose(services.providers, spec, is_new=record is None)

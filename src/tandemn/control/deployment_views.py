@@ -23,6 +23,7 @@ def status(record: DeploymentRecord) -> DeploymentStatus:
     reason, code = lifecycle.why(record.parts)
     return DeploymentStatus(
         service_name=record.service_name,
+        owner=record.owner,
         state=record.state,
         reason=reason,
         code=code,
@@ -41,6 +42,7 @@ def summary(record: DeploymentRecord) -> DeploymentSummary:
     """One row of `tandemn list`."""
     return DeploymentSummary(
         service_name=record.service_name,
+        owner=record.owner,
         state=record.state,
         reason=lifecycle.why(record.parts)[0],
         model=record.spec.model,

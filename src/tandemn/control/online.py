@@ -15,6 +15,7 @@ from tandemn.serving.keyring import KeyUse
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
+    from tandemn.control.access.rules import Caller
     from tandemn.control.services import Services
     from tandemn.control.store.deployments import DeploymentRecord
     from tandemn.protocol.deployments import DeploymentRequest
@@ -23,27 +24,30 @@ if TYPE_CHECKING:
 _NO_LOG = "(the provider has no API for its log; its console has it)"
 
 
-async def deploy(services: Services, request: DeploymentRequest) -> DeploymentRecord:
-    """Record a deployment, or an update of one; the same again goes on with what is left half done.
+async def deploy(services: Services, request: DeploymentRequest, caller: Caller) -> DeploymentRecord:
+    """Record a deployment of the caller's, or an update of one; the same again goes on with what is left half done.
 
     Raises:
         TandemnError: nothing was recorded; what `deployment_planning.plan` or `deployments.submit` says.
     """
-    planned = await deployment_planning.plan(services, request.spec, force=request.force)
+    planned = await deployment_planning.plan(services, request.spec, caller, force=request.force)
     record = await services.database.run(
         deployments.submit,
         planned.spec,
         planned.plans,
         now=services.clock.now(),
         is_update=request.is_update,
+        caller=caller,
     )
     services.online.beat(record.service_name)
     return record
 
 
-async def destroy(services: Services, service_name: str) -> DeploymentRecord:
+async def destroy(services: Services, service_name: str, *, actor: str) -> DeploymentRecord:
     """Record that a deployment is to go; it is gone when every provider says so."""
-    record = await services.database.run(deployments.begin_deleting, service_name, now=services.clock.now())
+    record = await services.database.run(
+        deployments.begin_deleting, service_name, now=services.clock.now(), actor=actor
+    )
     services.online.beat(service_name)
     return record
 
@@ -63,7 +67,7 @@ async def endpoint_key(services: Services, service_name: str) -> EndpointKey:
     )
 
 
-async def rotate(services: Services, service_name: str, *, keep_old_s: float) -> EndpointKey:
+async def rotate(services: Services, service_name: str, *, keep_old_s: float, actor: str) -> EndpointKey:
     """Give a deployment's endpoint another key; the old one is taken for a while.
 
     Raises:
@@ -78,7 +82,9 @@ async def rotate(services: Services, service_name: str, *, keep_old_s: float) ->
         )
     await asyncio.to_thread(services.keyring.rotate, service_name)
     now = services.clock.now()
-    await services.database.run(deployments.keep_old_key, service_name, until=now + keep_old_s, now=now)
+    await services.database.run(
+        deployments.keep_old_key, service_name, until=now + keep_old_s, now=now, actor=actor
+    )
     services.online.beat(service_name)
     return await endpoint_key(services, service_name)
 

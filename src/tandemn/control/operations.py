@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _CHANGEABLE = frozenset({JobState.WAITING, JobState.LAUNCHING, JobState.RUNNING})
 
 
-async def add(services: Services, job_id: str, request: AddRequest) -> AddAnswer:
+async def add(services: Services, job_id: str, request: AddRequest, *, actor: str) -> AddAnswer:
     """Want more replicas: of the job's current configuration, or of one with the given changes.
 
     Raises:
@@ -65,7 +65,7 @@ async def add(services: Services, job_id: str, request: AddRequest) -> AddAnswer
             now=now,
             reason="added by request",
         )
-        events.append(connection, EventKind.REPLICAS_ADDED, now=now, job_id=job.job_id, new=new)
+        events.append(connection, EventKind.REPLICAS_ADDED, now=now, job_id=job.job_id, actor=actor, new=new)
         return AddAnswer(job_id=job.job_id, new=new, config=config)
 
     answer = await services.database.run(record)
@@ -73,7 +73,7 @@ async def add(services: Services, job_id: str, request: AddRequest) -> AddAnswer
     return answer
 
 
-async def kill(services: Services, job_id: str, wanted: list[str]) -> KillAnswer:
+async def kill(services: Services, job_id: str, wanted: list[str], *, actor: str) -> KillAnswer:
     """End replicas: their chunks are taken back at once, and they are not replaced.
 
     Raises:
@@ -109,6 +109,7 @@ async def kill(services: Services, job_id: str, wanted: list[str]) -> KillAnswer
             EventKind.REPLICAS_KILLED,
             now=now,
             job_id=job.job_id,
+            actor=actor,
             killed=killed,
             chunks_reclaimed=reclaimed,
         )
@@ -125,7 +126,7 @@ async def kill(services: Services, job_id: str, wanted: list[str]) -> KillAnswer
     )
 
 
-async def swap(services: Services, job_id: str, request: SwapRequest) -> SwapAnswer:
+async def swap(services: Services, job_id: str, request: SwapRequest, *, actor: str) -> SwapAnswer:
     """Replace all replicas by others: the new first; the old end once enough of the new compute.
 
     Raises:
@@ -180,6 +181,7 @@ async def swap(services: Services, job_id: str, request: SwapRequest) -> SwapAns
             EventKind.SWAP_BEGAN,
             now=now,
             job_id=job.job_id,
+            actor=actor,
             new=new,
             old=old,
             threshold=threshold,
@@ -191,11 +193,11 @@ async def swap(services: Services, job_id: str, request: SwapRequest) -> SwapAns
     return answer
 
 
-async def cancel_swap(services: Services, job_id: str) -> str:
-    """Stop a swap whose old replicas still work: the new ones end, the old ones stay. Returns the job's id."""
+async def cancel_swap(services: Services, job_id: str, *, actor: str) -> None:
+    """Stop a swap whose old replicas still work: the new ones end, the old ones stay."""
     now = services.clock.now()
 
-    def record(connection: Connection) -> str:
+    def record(connection: Connection) -> None:
         job = _changeable(connection, job_id)
         if job.swap is None or job.swap["state"] != "launching":
             state = job.swap["state"] if job.swap else "none was begun"
@@ -204,15 +206,15 @@ async def cancel_swap(services: Services, job_id: str) -> str:
                 code="no_swap_to_cancel",
                 object_id=job.job_id,
             )
-        move_swap(connection, job, to="cancelled", reason="cancelled by request", now=now)
-        return job.job_id
+        move_swap(connection, job, to="cancelled", reason="cancelled by request", now=now, actor=actor)
 
-    job_id = await services.database.run(record)
+    await services.database.run(record)
     services.pulse.beat(job_id)
-    return job_id
 
 
-def move_swap(connection: Connection, job: JobRecord, *, to: str, reason: str, now: float) -> None:
+def move_swap(
+    connection: Connection, job: JobRecord, *, to: str, reason: str, now: float, actor: str | None = None
+) -> None:
     """Record the swap's next state, and which groups are wanted from then on."""
     assert job.swap is not None, "a swap that moves was begun"
     wanted = wanted_after([group["wanted"] for group in job.groups], new_group=job.swap["new_group"], to=to)
@@ -224,26 +226,39 @@ def move_swap(connection: Connection, job: JobRecord, *, to: str, reason: str, n
             if replica.group == job.swap["new_group"]:
                 replicas.change(connection, replica.replica_id, kill_requested=True)
     kind = EventKind.SWAP_DRAINING if to == "draining" else EventKind.SWAP_ENDED
-    events.append(connection, kind, now=now, job_id=job.job_id, state=to, reason=reason)
+    events.append(connection, kind, now=now, job_id=job.job_id, actor=actor, state=to, reason=reason)
 
 
-async def destroy(services: Services, job_id: str) -> None:
+async def destroy(services: Services, job_id: str, *, actor: str) -> None:
     """End the job if it runs, and every replica of it, those that were to persist too."""
-    await submission.request_cancel(services, job_id)
+    await submission.request_cancel(services, job_id, actor=actor)
 
     def record(connection: Connection) -> None:
         job = jobs.get(connection, job_id)
         # A job that is being cancelled ends its replicas itself, and keeps what they finished.
         if job.state.has_ended or job.state is JobState.ASSEMBLING:
-            for replica in replicas.of_job(connection, job_id):
-                replicas.change(connection, replica.replica_id, kill_requested=True)
+            killed = [
+                replica.replica_id
+                for replica in replicas.of_job(connection, job_id)
+                if replicas.change(connection, replica.replica_id, kill_requested=True)
+            ]
+            if killed:
+                events.append(
+                    connection,
+                    EventKind.REPLICAS_KILLED,
+                    now=services.clock.now(),
+                    job_id=job_id,
+                    actor=actor,
+                    killed=killed,
+                    chunks_reclaimed=0,
+                )
 
     await services.database.run(record)
     services.pulse.beat(job_id)
 
 
 def _changeable(connection: Connection, job_id: str) -> JobRecord:
-    job = jobs.resolve(connection, job_id)
+    job = jobs.get(connection, job_id)
     if job.state not in _CHANGEABLE:
         raise Conflict(
             f"job {job.job_id} is {job.state}: its replicas cannot be changed",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tandemn.batch.input import InputReport
+    from tandemn.control.access.rules import Caller
     from tandemn.control.services import Services
     from tandemn.placement.catalog.offers import Offer
     from tandemn.placement.plan import Plan
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 SKYPILOT_CATALOGS = Path("~/.sky/catalogs")
 
 
-async def plan(services: Services, spec: JobSpec) -> PlanAnswer:
-    """Plan a job without recording it.
+async def plan(services: Services, spec: JobSpec, caller: Caller) -> PlanAnswer:
+    """Plan a job of the caller's without recording it.
 
     Raises:
         InvalidInput: the input is not valid, or nothing is known of the model or GPU.
@@ -43,7 +44,8 @@ async def plan(services: Services, spec: JobSpec) -> PlanAnswer:
     """
     input_object = None
     if spec.input_file_id is not None:
-        input_object = (await services.database.run(files.get, spec.input_file_id)).object
+        file = await services.database.run(files.get, spec.input_file_id, owner=caller.sees)
+        input_object = file.object
     store, name = open_input(services.objects, input_object, spec.input_url)
     index_name = f"plans/{secrets.token_hex(8)}"
     try:

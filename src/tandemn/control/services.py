@@ -55,6 +55,8 @@ class Services:
     keyring: Keyring
     server_url: str
     """Where replicas call back."""
+    local_key: str
+    """What the command line on this machine shows: it stands in `server.json`, and dies with this process."""
     listening_since: float
     """When this control plane began to listen: nobody was silent before that."""
     leasing_from: float = 0.0

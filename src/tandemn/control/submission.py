@@ -14,6 +14,7 @@ from tandemn.protocol.jobs import JobState
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+    from tandemn.control.access.rules import Caller
     from tandemn.control.services import Services
     from tandemn.protocol.jobs import JobSpec
 
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 INPUT_SCHEMES = ("s3", "gs", "az")
 
 
-async def submit(services: Services, spec: JobSpec) -> str:
-    """Record a job, wake the reconciler, and return its id.
+async def submit(services: Services, spec: JobSpec, caller: Caller) -> str:
+    """Record a job of the caller's, wake the reconciler, and return its id.
 
     Raises:
         InvalidInput: a cloud, engine or input that there is not.
@@ -56,15 +57,23 @@ async def submit(services: Services, spec: JobSpec) -> str:
     def record(connection: Connection) -> None:
         input_object = None
         if spec.input_file_id is not None:
-            input_object = files.get(connection, spec.input_file_id).object
-        jobs.add(connection, job_id=job_id, spec=spec, now=now, input_object=input_object, cloud=cloud)
+            input_object = files.get(connection, spec.input_file_id, owner=caller.sees).object
+        jobs.add(
+            connection,
+            job_id=job_id,
+            spec=spec,
+            now=now,
+            input_object=input_object,
+            cloud=cloud,
+            owner=caller.name,
+        )
 
     await services.database.run(record)
     services.pulse.beat(job_id)
     return job_id
 
 
-async def request_cancel(services: Services, job_id: str) -> None:
+async def request_cancel(services: Services, job_id: str, *, actor: str) -> None:
     """Record that the job should end as cancelled; no error where it has ended or is ending."""
     now = services.clock.now()
 
@@ -76,6 +85,7 @@ async def request_cancel(services: Services, job_id: str) -> None:
             frm=(JobState.VALIDATING,),
             now=now,
             reason="cancelled before it began",
+            actor=actor,
         ):
             return
         jobs.move(
@@ -85,6 +95,7 @@ async def request_cancel(services: Services, job_id: str) -> None:
             frm=(JobState.PLANNING, JobState.WAITING, JobState.LAUNCHING, JobState.RUNNING),
             now=now,
             reason="cancelled by request; keeping the answers that are finished",
+            actor=actor,
             outcome=JobState.CANCELLED.value,
             cancelling_at=now,
         )

@@ -8,6 +8,8 @@ from tandemn.control import cost
 from tandemn.control.store import chunks, jobs, replicas
 from tandemn.protocol.jobs import (
     ChunkCounts,
+    EventList,
+    EventView,
     JobState,
     JobStatus,
     JobSummary,
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from tandemn.control.store.chunks import ChunkTotals
-    from tandemn.control.store.records import JobRecord, ReplicaRecord
+    from tandemn.control.store.records import EventRecord, JobRecord, ReplicaRecord
 
 #: How many line errors a status shows; the count is always whole.
 ERRORS_SHOWN = 100
@@ -44,6 +46,7 @@ def status(connection: Connection, job_id: str, *, now: float) -> JobStatus:
     spent = cost.of(connection, job, totals, now=now)
     return JobStatus(
         job_id=job.job_id,
+        owner=job.owner,
         state=job.state,
         reason=job.reason,
         code=job.code,
@@ -78,6 +81,7 @@ def summary(connection: Connection, job: JobRecord, *, now: float) -> JobSummary
     ended = job.ended_at if job.ended_at is not None else now
     return JobSummary(
         job_id=job.job_id,
+        owner=job.owner,
         state=job.state,
         model=job.model,
         requests=_requests(job, totals, []),
@@ -107,6 +111,24 @@ def replica_view(replica: ReplicaRecord) -> ReplicaView:
         chunks_completed=replica.chunks_completed,
         requests_per_s=rate["requests_per_s"] if rate else None,
     )
+
+
+def event_list(found: list[EventRecord], limit: int) -> EventList:
+    """Make a page of events of what was read."""
+    shown = [
+        EventView(
+            seq=each.seq,
+            at=each.at,
+            kind=each.kind,
+            job_id=each.job_id,
+            service_name=each.service_name,
+            replica_id=each.replica_id,
+            actor=each.actor,
+            data=each.data,
+        )
+        for each in found
+    ]
+    return EventList(events=shown, next_after=shown[-1].seq if len(shown) == limit else None)
 
 
 def _requests(job: JobRecord, totals: ChunkTotals, live: list[ReplicaRecord]) -> RequestCounts:

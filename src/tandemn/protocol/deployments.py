@@ -225,6 +225,8 @@ class DeploymentStatus(BaseModel):
     """`tandemn status --service-name S --json`."""
 
     service_name: str
+    owner: str | None = None
+    """Name of the key that it was deployed with; `local` without keys."""
     state: DeploymentState
     reason: str | None = None
     code: str | None = None
@@ -243,6 +245,7 @@ class DeploymentSummary(BaseModel):
     """One row of `tandemn list`."""
 
     service_name: str
+    owner: str | None = None
     state: DeploymentState
     reason: str | None = None
     model: str

@@ -37,7 +37,7 @@ _TYPES = {
 _BY_STATUS: dict[int, type[errors.TandemnError]] = {
     400: errors.InvalidInput,
     401: errors.NotAllowed,
-    403: errors.NotAllowed,
+    403: errors.Forbidden,
     404: errors.NotFound,
     409: errors.Conflict,
     410: errors.NotFound,

@@ -144,6 +144,8 @@ class JobStatus(BaseModel):
     """`tandemn status JOB --json`."""
 
     job_id: str
+    owner: str | None = None
+    """Name of the key that it was submitted with; `local` without keys."""
     state: JobState
     reason: str | None = None
     """Why it is in this state, in a sentence; for a failed job the cause and the next step."""
@@ -194,6 +196,7 @@ class JobSummary(BaseModel):
     """One row of `tandemn list`."""
 
     job_id: str
+    owner: str | None = None
     state: JobState
     model: str
     requests: RequestCounts
@@ -214,6 +217,7 @@ class JobCostRow(BaseModel):
     """One row of `tandemn cost`."""
 
     job_id: str
+    owner: str | None = None
     state: JobState
     model: str
     created_at: float

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
 from tandemn.control import submission
-from tandemn.control.api.dependencies import ServicesNow
+from tandemn.control.api.dependencies import CallerNow, ServicesNow
 from tandemn.control.services import Services
 from tandemn.control.store import jobs
 from tandemn.control.store.records import JobRecord
@@ -56,7 +56,7 @@ class CreateBatch(BaseModel):
 
 
 @router.post("")
-async def create(body: CreateBatch, services: ServicesNow) -> Batch:
+async def create(body: CreateBatch, services: ServicesNow, caller: CallerNow) -> Batch:
     spec = JobSpec(
         model="from the lines",
         model_from_lines=True,
@@ -67,7 +67,7 @@ async def create(body: CreateBatch, services: ServicesNow) -> Batch:
         metadata=body.metadata,
     )
     try:
-        job_id = await submission.submit(services, spec)
+        job_id = await submission.submit(services, spec, caller)
     except NotFound as exc:
         raise InvalidInput(exc.message, code="invalid_input_file_id", param="input_file_id") from exc
     return await _batch(services, job_id)
@@ -75,11 +75,14 @@ async def create(body: CreateBatch, services: ServicesNow) -> Batch:
 
 @router.get("")
 async def list_batches(
-    services: ServicesNow, limit: Annotated[int, Query(ge=1, le=100)] = 20, after: str | None = None
+    services: ServicesNow,
+    caller: CallerNow,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: str | None = None,
 ) -> BatchList:
     if after is not None:
-        await _existing(services, after)
-    found = await services.database.run(jobs.page, limit=limit, after=after, states=None)
+        await services.database.run(jobs.get_batch, after, owner=caller.sees)
+    found = await services.database.run(jobs.page, limit=limit, after=after, states=None, owner=caller.sees)
     data = [await _batch(services, job.job_id) for job in found[:limit]]
     return BatchList(
         data=data,
@@ -95,34 +98,21 @@ async def retrieve(batch_id: str, services: ServicesNow) -> Batch:
 
 
 @router.post("/{batch_id}/cancel")
-async def cancel(batch_id: str, services: ServicesNow) -> Batch:
-    job = await _existing(services, batch_id)
+async def cancel(batch_id: str, services: ServicesNow, caller: CallerNow) -> Batch:
+    job = await services.database.run(jobs.get_batch, batch_id)
     if job.state.has_ended:
         raise Conflict(
             f"Cannot cancel a batch with status '{_STATUS[job.state]}'.",
             code="batch_not_cancellable",
             object_id=batch_id,
         )
-    await submission.request_cancel(services, batch_id)
+    await submission.request_cancel(services, batch_id, actor=caller.name)
     return await _batch(services, batch_id)
-
-
-async def _existing(services: Services, batch_id: str) -> JobRecord:
-    """Find the batch, or say that there is none as OpenAI does."""
-    try:
-        return await services.database.run(jobs.get, batch_id)
-    except NotFound as exc:
-        raise NotFound(
-            f"No batch found with id '{batch_id}'.",
-            code="batch_not_found",
-            param="batch_id",
-            object_id=batch_id,
-        ) from exc
 
 
 async def _batch(services: Services, job_id: str) -> Batch:
     now = services.clock.now()
-    job = await _existing(services, job_id)
+    job = await services.database.run(jobs.get_batch, job_id)
     job_status = await services.database.run(status, job_id, now=now)
     return _render(job, job_status)
 

@@ -9,10 +9,12 @@ from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 
 from tandemn.control import deployment_planning, online
-from tandemn.control.api.dependencies import ServicesNow
-from tandemn.control.api.jobs import LOOK_LIMIT_S, event_list
+from tandemn.control.api.dependencies import CallerNow, ServicesNow
+from tandemn.control.api.jobs import LOOK_LIMIT_S
+from tandemn.control.api.server import LAST_SEQ
 from tandemn.control.deployment_views import status, summary
 from tandemn.control.store import deployments, events
+from tandemn.control.views import event_list
 from tandemn.protocol.deployments import (
     DeploymentList,
     DeploymentPlan,
@@ -27,19 +29,23 @@ router = APIRouter(prefix="/api/deployments")
 
 
 @router.post("", status_code=201)
-async def deploy(request: DeploymentRequest, services: ServicesNow) -> DeploymentStatus:
-    return status(await online.deploy(services, request))
+async def deploy(request: DeploymentRequest, services: ServicesNow, caller: CallerNow) -> DeploymentStatus:
+    return status(await online.deploy(services, request, caller))
 
 
 @router.post("/plan")
-async def plan(request: DeploymentRequest, services: ServicesNow) -> DeploymentPlan:
-    planned = await deployment_planning.plan(services, request.spec, force=request.force, with_options=True)
+async def plan(request: DeploymentRequest, services: ServicesNow, caller: CallerNow) -> DeploymentPlan:
+    planned = await deployment_planning.plan(
+        services, request.spec, caller, force=request.force, with_options=True
+    )
     return planned.view
 
 
 @router.get("")
-async def list_deployments(services: ServicesNow, state: str | None = None) -> DeploymentList:
-    found = await services.database.run(deployments.all_of, online.states_named(state))
+async def list_deployments(
+    services: ServicesNow, caller: CallerNow, state: str | None = None
+) -> DeploymentList:
+    found = await services.database.run(deployments.all_of, online.states_named(state), owner=caller.sees)
     return DeploymentList(deployments=[summary(record) for record in reversed(found)])
 
 
@@ -63,8 +69,8 @@ async def get(
 
 
 @router.delete("/{service_name}", status_code=202)
-async def destroy(service_name: str, services: ServicesNow) -> DeploymentStatus:
-    return status(await online.destroy(services, service_name))
+async def destroy(service_name: str, services: ServicesNow, caller: CallerNow) -> DeploymentStatus:
+    return status(await online.destroy(services, service_name, actor=caller.name))
 
 
 @router.get("/{service_name}/key")
@@ -73,19 +79,26 @@ async def key(service_name: str, services: ServicesNow) -> EndpointKey:
 
 
 @router.post("/{service_name}/key/rotate")
-async def rotate(service_name: str, request: RotateRequest, services: ServicesNow) -> EndpointKey:
-    return await online.rotate(services, service_name, keep_old_s=request.keep_old_s)
+async def rotate(
+    service_name: str, request: RotateRequest, services: ServicesNow, caller: CallerNow
+) -> EndpointKey:
+    return await online.rotate(services, service_name, keep_old_s=request.keep_old_s, actor=caller.name)
 
 
 @router.get("/{service_name}/events")
 async def list_events(
     service_name: str,
     services: ServicesNow,
-    after: Annotated[int, Query(ge=0)] = 0,
+    caller: CallerNow,
+    after: Annotated[int, Query(ge=0, le=LAST_SEQ)] = 0,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
 ) -> EventList:
-    await services.database.run(deployments.get, service_name)
-    found = await services.database.run(events.of_deployment, service_name, after=after, limit=limit)
+    record = await services.database.run(deployments.get, service_name)
+    # Another owner's may have had the name before.
+    since = record.created_at if caller.sees is not None else 0.0
+    found = await services.database.run(
+        events.of_deployment, service_name, after=after, limit=limit, since=since
+    )
     return event_list(found, limit)
 
 

@@ -7,6 +7,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from tandemn.errors import InvalidInput, NotFound, TandemnError
 from tandemn.protocol.errors import to_body
@@ -44,10 +45,13 @@ async def _validation(_request: Request, error: Exception) -> JSONResponse:
 
 async def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    return http_answer(request.scope, error)
+
+
+def http_answer(scope: Scope, error: HTTPException) -> JSONResponse:
+    """Render an error that HTTP alone knows."""
     if error.status_code == 404:
-        return answer(
-            NotFound(f"Unknown request URL: {request.method} {request.url.path}", code="unknown_url")
-        )
+        return answer(NotFound(f"Unknown request URL: {scope['method']} {scope['path']}", code="unknown_url"))
     return answer(InvalidInput(str(error.detail), code="invalid_request"), error.status_code)
 
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 
 from tandemn.control import names
-from tandemn.control.api.dependencies import ServicesNow
+from tandemn.control.api.dependencies import CallerNow, ServicesNow
 from tandemn.control.api.multipart import FileUpload
 from tandemn.control.store import files
 from tandemn.control.store.records import FileRecord
@@ -29,7 +29,7 @@ def file_object(file: FileRecord) -> FileObject:
 
 
 @router.post("")
-async def upload(request: Request, services: ServicesNow) -> FileObject:
+async def upload(request: Request, services: ServicesNow, caller: CallerNow) -> FileObject:
     """Take a file in. Nothing of it stays where the upload breaks off or its form is wrong."""
     form = FileUpload(request.headers.get("content-type", ""), request.stream())
     file_id = names.new_file_id()
@@ -46,8 +46,9 @@ async def upload(request: Request, services: ServicesNow) -> FileObject:
             object=name,
             created_at=services.clock.now(),
             job_id=None,
+            owner=caller.name,
         )
-        await services.database.run(files.add, file)
+        await services.database.run(files.add, file, actor=caller.name)
     except BaseException:
         await services.objects.delete(name)
         raise
@@ -66,14 +67,21 @@ def _checked_purpose(purpose: str | None) -> str:
 
 @router.get("")
 async def list_files(
+    *,
     services: ServicesNow,
+    caller: CallerNow,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
     after: str | None = None,
     purpose: str | None = None,
     order: Literal["asc", "desc"] = "desc",
 ) -> FileList:
     found = await services.database.run(
-        files.page, limit=limit, after=after, purpose=purpose, newest_first=order == "desc"
+        files.page,
+        limit=limit,
+        after=after,
+        purpose=purpose,
+        newest_first=order == "desc",
+        owner=caller.sees,
     )
     data = [file_object(file) for file in found[:limit]]
     return FileList(
@@ -102,7 +110,7 @@ async def content(file_id: str, services: ServicesNow) -> StreamingResponse:
 
 
 @router.delete("/{file_id}")
-async def delete(file_id: str, services: ServicesNow) -> FileDeleted:
-    file = await services.database.run(files.delete, file_id)
+async def delete(file_id: str, services: ServicesNow, caller: CallerNow) -> FileDeleted:
+    file = await services.database.run(files.delete, file_id, now=services.clock.now(), actor=caller.name)
     await services.objects.delete(file.object)
     return FileDeleted(id=file_id)

@@ -11,17 +11,17 @@ from fastapi.responses import StreamingResponse
 from sqlalchemy import Connection
 
 from tandemn.control import names, submission
-from tandemn.control.api.dependencies import ServicesNow
+from tandemn.control.api.dependencies import CallerNow, JobId, ServicesNow
+from tandemn.control.api.server import LAST_SEQ
 from tandemn.control.log_stream import stream_logs
 from tandemn.control.operations import destroy as destroy_job
 from tandemn.control.services import Services
 from tandemn.control.store import chunks, events, files, jobs, replicas
-from tandemn.control.store.records import EventRecord, JobRecord
-from tandemn.control.views import status, summary
+from tandemn.control.store.records import JobRecord
+from tandemn.control.views import event_list, status, summary
 from tandemn.errors import Conflict, InvalidInput
 from tandemn.protocol.jobs import (
     EventList,
-    EventView,
     JobList,
     JobSpec,
     JobState,
@@ -38,14 +38,15 @@ LOOK_LIMIT_S = 30.0
 
 
 @router.post("", status_code=201)
-async def submit(spec: JobSpec, services: ServicesNow) -> JobStatus:
-    job_id = await submission.submit(services, spec)
+async def submit(spec: JobSpec, services: ServicesNow, caller: CallerNow) -> JobStatus:
+    job_id = await submission.submit(services, spec, caller)
     return await _status(services, job_id)
 
 
 @router.get("")
 async def list_jobs(
     services: ServicesNow,
+    caller: CallerNow,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     after: str | None = None,
     state: str | None = None,
@@ -55,7 +56,14 @@ async def list_jobs(
     def read(connection: Connection) -> JobList:
         ids = replicas.live_jobs(connection) if state == "live" else None
         states = None if state == "live" else _states(state)
-        found = jobs.page(connection, limit=limit, after=after, states=states, with_live_replicas=ids)
+        found = jobs.page(
+            connection,
+            limit=limit,
+            after=after,
+            states=states,
+            with_live_replicas=ids,
+            owner=caller.sees,
+        )
         shown = found[:limit]
         return JobList(
             jobs=[summary(connection, job, now=now) for job in shown],
@@ -85,13 +93,13 @@ def _states(state: str | None) -> tuple[str, ...] | None:
 
 @router.get("/{job_id}")
 async def get(
-    job_id: str,
+    job_id: JobId,
     services: ServicesNow,
     wait_s: Annotated[float, Query(ge=0, le=LOOK_LIMIT_S)] = 0.0,
     state: JobState | None = None,
 ) -> JobStatus:
     """Look at a job; with `state`, when it has left that state, at the latest after `wait_s`."""
-    job = await services.database.run(jobs.resolve, job_id)
+    job = await services.database.run(jobs.get, job_id)
     end = asyncio.get_running_loop().time() + wait_s
     while job.state is state and (left := end - asyncio.get_running_loop().time()) > 0:
         await services.pulse.wait(job.job_id, left)
@@ -100,24 +108,22 @@ async def get(
 
 
 @router.post("/{job_id}/cancel")
-async def cancel(job_id: str, services: ServicesNow) -> JobStatus:
+async def cancel(job_id: JobId, services: ServicesNow, caller: CallerNow) -> JobStatus:
     """End the job as cancelled, keeping its finished answers; an ended one stays as it is."""
-    job_id = await resolve(services, job_id)
-    await submission.request_cancel(services, job_id)
+    await submission.request_cancel(services, job_id, actor=caller.name)
     return await _status(services, job_id)
 
 
 @router.post("/{job_id}/destroy")
-async def destroy(job_id: str, services: ServicesNow) -> JobStatus:
-    job_id = await resolve(services, job_id)
-    await destroy_job(services, job_id)
+async def destroy(job_id: JobId, services: ServicesNow, caller: CallerNow) -> JobStatus:
+    await destroy_job(services, job_id, actor=caller.name)
     return await _status(services, job_id)
 
 
 @router.get("/{job_id}/output")
-async def output(job_id: str, services: ServicesNow, *, partial: bool = False) -> StreamingResponse:
+async def output(job_id: JobId, services: ServicesNow, *, partial: bool = False) -> StreamingResponse:
     """Stream the answers; of a job that has not ended only with `partial`, those of finished chunks."""
-    job = await services.database.run(jobs.resolve, job_id)
+    job = await services.database.run(jobs.get, job_id)
     if job.state.has_ended and (job.output_file_id is not None or not await _has_answers(services, job)):
         return await _file(services, job.output_file_id)
     if not partial and job.state.has_ended:
@@ -138,8 +144,8 @@ async def output(job_id: str, services: ServicesNow, *, partial: bool = False) -
 
 
 @router.get("/{job_id}/errors")
-async def error_lines(job_id: str, services: ServicesNow) -> StreamingResponse:
-    job = await services.database.run(jobs.resolve, job_id)
+async def error_lines(job_id: JobId, services: ServicesNow) -> StreamingResponse:
+    job = await services.database.run(jobs.get, job_id)
     return await _file(services, job.error_file_id)
 
 
@@ -174,51 +180,26 @@ async def _finished(services: Services, job: JobRecord) -> AsyncIterator[bytes]:
 
 @router.get("/{job_id}/events")
 async def list_events(
-    job_id: str,
+    job_id: JobId,
     services: ServicesNow,
-    after: Annotated[int, Query(ge=0)] = 0,
+    after: Annotated[int, Query(ge=0, le=LAST_SEQ)] = 0,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
 ) -> EventList:
-    job_id = await resolve(services, job_id)
     found = await services.database.run(events.of_job, job_id, after=after, limit=limit)
     return event_list(found, limit)
 
 
-def event_list(found: list[EventRecord], limit: int) -> EventList:
-    """Make a page of events of what was read."""
-    shown = [
-        EventView(
-            seq=each.seq,
-            at=each.at,
-            kind=each.kind,
-            job_id=each.job_id,
-            service_name=each.service_name,
-            replica_id=each.replica_id,
-            actor=each.actor,
-            data=each.data,
-        )
-        for each in found
-    ]
-    return EventList(events=shown, next_after=shown[-1].seq if len(shown) == limit else None)
-
-
 @router.get("/{job_id}/logs")
 async def logs(
-    job_id: str,
+    job_id: JobId,
     services: ServicesNow,
     replica: str | None = None,
     tail: Annotated[int, Query(ge=0, le=100_000)] = 200,
     *,
     follow: bool = False,
 ) -> StreamingResponse:
-    job_id = await resolve(services, job_id)
     lines = await stream_logs(services, job_id, replica=replica, tail=tail, follow=follow)
     return StreamingResponse(lines, media_type="text/plain; charset=utf-8")
-
-
-async def resolve(services: Services, job_id: str) -> str:
-    """Find the job that an id, or the beginning of one, means."""
-    return (await services.database.run(jobs.resolve, job_id)).job_id
 
 
 async def _status(services: Services, job_id: str) -> JobStatus:

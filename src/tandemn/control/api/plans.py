@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Annotated
 
 from fastapi import APIRouter, Query
 
 from tandemn.control import planning
-from tandemn.control.api.dependencies import ServicesNow
+from tandemn.control.api.dependencies import CallerNow, ServicesNow
+from tandemn.errors import InvalidInput, NotAllowed
 from tandemn.placement.catalog.offers import table_offers
 from tandemn.placement.quota import QuotaReader, as_rows
 from tandemn.protocol.jobs import JobSpec
@@ -16,10 +18,12 @@ from tandemn.protocol.plans import PlanAnswer, QuotaAnswer
 
 router = APIRouter(prefix="/api")
 
+_REGION = re.compile(r"[a-z]{2,4}(-[a-z]{2,20}){1,3}-\d{1,2}")
+
 
 @router.post("/plans")
-async def plan(spec: JobSpec, services: ServicesNow) -> PlanAnswer:
-    return await planning.plan(services, spec)
+async def plan(spec: JobSpec, services: ServicesNow, caller: CallerNow) -> PlanAnswer:
+    return await planning.plan(services, spec, caller)
 
 
 @router.get("/quota")
@@ -29,5 +33,15 @@ async def quota(
     regions = (
         region.split(",") if region else sorted({offer.region for offer in table_offers() if offer.region})
     )
-    found = await asyncio.to_thread(QuotaReader(services.clock).read, regions)
+    for each in regions:
+        # It becomes part of a host name.
+        if not _REGION.fullmatch(each):
+            raise InvalidInput(
+                f"{each[:40]!r} is no region of AWS, such as us-east-1", code="invalid_value", param="region"
+            )
+    try:
+        found = await asyncio.to_thread(QuotaReader(services.clock).read, regions)
+    except NotAllowed as exc:
+        # The control plane's own credentials: not what the caller's key lacks.
+        raise InvalidInput(exc.message, code="provider_credentials", next_step=exc.next_step) from exc
     return QuotaAnswer.model_validate({"quotas": as_rows(found)})

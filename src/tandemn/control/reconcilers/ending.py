@@ -77,6 +77,7 @@ async def _assemble(services: Services, job: JobRecord) -> None:
                 object=name,
                 created_at=now,
                 job_id=job.job_id,
+                owner=job.owner,
             )
             files.add(connection, file)
             column = "output_file_id" if kind == "output" else "error_file_id"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, RowMapping, delete, select, union_all, update
 
+from tandemn.control.access.rules import LOCAL, LOCAL_CALLER, Caller
 from tandemn.control.store import events, parts
 from tandemn.control.store.parts import BackendRecord, RouterRecord
 from tandemn.control.store.schema import backends, deployments, routers
@@ -31,6 +32,7 @@ class DeploymentRecord:
     created_at: float
     updated_at: float
     old_key_until: float | None
+    owner: str
 
     @property
     def parts(self) -> list[Backend | Router]:
@@ -51,12 +53,18 @@ class Plans:
 
 
 def submit(
-    connection: Connection, spec: DeploymentSpec, plans: Plans, *, now: float, is_update: bool = False
+    connection: Connection,
+    spec: DeploymentSpec,
+    plans: Plans,
+    *,
+    now: float,
+    is_update: bool = False,
+    caller: Caller = LOCAL_CALLER,
 ) -> DeploymentRecord:
-    """Record a deployment with its parts; the reconciler makes them.
+    """Record a deployment of the caller's with its parts; the reconciler makes them.
 
     The same spec again goes on with what a crash or a failure left; another one changes it in place only
-    where `is_update` says so.
+    where `is_update` says so. One that the caller does not see stays as it is.
 
     Raises:
         NotFound: an update of what is not there.
@@ -68,7 +76,8 @@ def submit(
     if found is None or found["state"] == DeploymentState.DELETED:
         if is_update:
             raise _not_found(spec.service_name)
-        return _create(connection, spec, plans, now)
+        return _create(connection, spec, plans, now, caller)
+    _check_owner(found, caller)
     if found["is_deleting"]:
         raise Conflict(
             f"the deployment {spec.service_name} is being deleted",
@@ -84,6 +93,7 @@ def submit(
             EventKind.DEPLOYMENT_UPDATED,
             now=now,
             service_name=spec.service_name,
+            actor=caller.name,
             changed=changed_fields(record.spec, spec),
         )
     _replan(connection, record, plans, now)
@@ -96,27 +106,40 @@ def submit(
     return get(connection, spec.service_name)
 
 
-def get(connection: Connection, service_name: str) -> DeploymentRecord:
-    """Read a deployment.
+def get(connection: Connection, service_name: str, *, owner: str | None = None) -> DeploymentRecord:
+    """Read a deployment; with `owner`, another's is not there.
 
     Raises:
         NotFound: there never was one of that name.
     """
     row = _row(connection, service_name)
-    if row is None:
+    if row is None or owner not in {None, row["owner"]}:
         raise _not_found(service_name)
     return _record(connection, row)
 
 
-def find(connection: Connection, service_name: str) -> DeploymentRecord | None:
-    """Read a deployment of which something is left; None where there is none."""
+def find(
+    connection: Connection, service_name: str, *, caller: Caller = LOCAL_CALLER
+) -> DeploymentRecord | None:
+    """Read a deployment of which something is left; None where there is none.
+
+    Raises:
+        Conflict: the caller does not see it (`name_taken`).
+    """
     row = _row(connection, service_name)
-    return None if row is None or row["state"] == DeploymentState.DELETED else _record(connection, row)
+    if row is None or row["state"] == DeploymentState.DELETED:
+        return None
+    _check_owner(row, caller)
+    return _record(connection, row)
 
 
-def all_of(connection: Connection, states: Sequence[DeploymentState] = ()) -> list[DeploymentRecord]:
-    """Read every deployment, or those in these states, oldest first."""
+def all_of(
+    connection: Connection, states: Sequence[DeploymentState] = (), *, owner: str | None = None
+) -> list[DeploymentRecord]:
+    """Read every deployment, or those in these states or of this owner, oldest first."""
     query = select(deployments).order_by(deployments.c.created_at, deployments.c.service_name)
+    if owner is not None:
+        query = query.where(deployments.c.owner == owner)
     if states:
         query = query.where(deployments.c.state.in_([state.value for state in states]))
     return [_record(connection, row) for row in connection.execute(query).mappings().all()]
@@ -150,7 +173,9 @@ def pending(connection: Connection) -> list[Pending]:
     return [Pending(**row) for row in connection.execute(union_all(*queries)).mappings()]
 
 
-def begin_deleting(connection: Connection, service_name: str, *, now: float) -> DeploymentRecord:
+def begin_deleting(
+    connection: Connection, service_name: str, *, now: float, actor: str = LOCAL
+) -> DeploymentRecord:
     """Record the intent to delete; safe to repeat. Waits of failed tries are cut short.
 
     Raises:
@@ -159,7 +184,9 @@ def begin_deleting(connection: Connection, service_name: str, *, now: float) -> 
     _lock(connection, service_name)
     record = get(connection, service_name)
     if not record.is_deleting:
-        events.append(connection, EventKind.DEPLOYMENT_DELETING, now=now, service_name=service_name)
+        events.append(
+            connection, EventKind.DEPLOYMENT_DELETING, now=now, service_name=service_name, actor=actor
+        )
     connection.execute(
         update(deployments).where(deployments.c.service_name == service_name).values(is_deleting=True)
     )
@@ -168,7 +195,14 @@ def begin_deleting(connection: Connection, service_name: str, *, now: float) -> 
     return get(connection, service_name)
 
 
-def keep_old_key(connection: Connection, service_name: str, *, until: float | None, now: float) -> None:
+def keep_old_key(
+    connection: Connection,
+    service_name: str,
+    *,
+    until: float | None,
+    now: float,
+    actor: str | None = None,
+) -> None:
     """Record until when the key before the last rotation is taken; the reconciler tells the router."""
     connection.execute(
         update(deployments)
@@ -178,7 +212,12 @@ def keep_old_key(connection: Connection, service_name: str, *, until: float | No
     if until is not None:
         parts.hurry(connection, service_name)
         events.append(
-            connection, EventKind.KEY_ROTATED, now=now, service_name=service_name, old_key_until=until
+            connection,
+            EventKind.KEY_ROTATED,
+            now=now,
+            service_name=service_name,
+            actor=actor,
+            old_key_until=until,
         )
 
 
@@ -256,7 +295,9 @@ def _check_change(record: DeploymentRecord, spec: DeploymentSpec, plans: Plans, 
         )
 
 
-def _create(connection: Connection, spec: DeploymentSpec, plans: Plans, now: float) -> DeploymentRecord:
+def _create(
+    connection: Connection, spec: DeploymentSpec, plans: Plans, now: float, caller: Caller
+) -> DeploymentRecord:
     # What a deleted one left is only its record.
     for table in (backends, routers, deployments):
         connection.execute(delete(table).where(table.c.service_name == spec.service_name))
@@ -269,6 +310,7 @@ def _create(connection: Connection, spec: DeploymentSpec, plans: Plans, now: flo
             warnings=plans.warnings,
             created_at=now,
             updated_at=now,
+            owner=caller.name,
         )
     )
     for name, plan in plans.backends.items():
@@ -280,6 +322,7 @@ def _create(connection: Connection, spec: DeploymentSpec, plans: Plans, now: flo
         EventKind.DEPLOYMENT_SUBMITTED,
         now=now,
         service_name=spec.service_name,
+        actor=caller.name,
         model=spec.model,
         gpu=spec.gpu,
         backends={name: plan.provider for name, plan in plans.backends.items()},
@@ -305,6 +348,16 @@ def _take(
 def _home(plan: BackendPlan) -> tuple[str, str, str]:
     """Where a backend lives: a plan for another home is another backend."""
     return plan.provider, plan.place, plan.remote_name
+
+
+def _check_owner(row: RowMapping, caller: Caller) -> None:
+    if caller.sees not in {None, row["owner"]}:
+        raise Conflict(
+            f"the name {row['service_name']} is taken",
+            code="name_taken",
+            next_step="deploy under another --service-name",
+            object_id=row["service_name"],
+        )
 
 
 def _not_found(service_name: str) -> NotFound:
@@ -340,4 +393,5 @@ def _record(connection: Connection, row: RowMapping) -> DeploymentRecord:
         created_at=row["created_at"],
         updated_at=row["updated_at"],
         old_key_until=row["old_key_until"],
+        owner=row["owner"],
     )

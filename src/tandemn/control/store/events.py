@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, Connection, select
+from sqlalchemy import ColumnElement, Connection, and_, select, true
 
 from tandemn.control.store.records import EventRecord, record
 from tandemn.control.store.schema import events
@@ -45,13 +45,21 @@ def of_job(connection: Connection, job_id: str, *, after: int, limit: int) -> li
     return _page(connection, events.c.job_id == job_id, after, limit)
 
 
-def of_deployment(connection: Connection, service_name: str, *, after: int, limit: int) -> list[EventRecord]:
-    """Read a page of a deployment's events, oldest first, with those of deleted ones of that name."""
-    return _page(connection, events.c.service_name == service_name, after, limit)
+def of_deployment(
+    connection: Connection, service_name: str, *, after: int, limit: int, since: float = 0.0
+) -> list[EventRecord]:
+    """Read a page of a deployment's events, oldest first, with those of deleted ones of that name after `since`."""
+    whose = and_(events.c.service_name == service_name, events.c.at >= since)
+    return _page(connection, whose, after, limit)
 
 
-def _page(connection: Connection, whose: ColumnElement[bool], after: int, limit: int) -> list[EventRecord]:
-    query = select(events).where(whose, events.c.seq > after).order_by(events.c.seq).limit(limit)
+def page(connection: Connection, *, after: int, limit: int, actor: str | None = None) -> list[EventRecord]:
+    """Read a page of the whole server's events, oldest first, or of those that `actor` brought about."""
+    return _page(connection, true() if actor is None else events.c.actor == actor, after, limit)
+
+
+def _page(connection: Connection, which: ColumnElement[bool], after: int, limit: int) -> list[EventRecord]:
+    query = select(events).where(which, events.c.seq > after).order_by(events.c.seq).limit(limit)
     return [record(EventRecord, row) for row in connection.execute(query)]
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, and_, or_, select
+from typing import Any
 
+from sqlalchemy import Connection, Select, and_, or_, select
+
+from tandemn.control.store import events
 from tandemn.control.store.records import FileRecord, record
 from tandemn.control.store.schema import files, jobs
 from tandemn.errors import Conflict, NotFound
+from tandemn.events import EventKind
 from tandemn.protocol.jobs import JobState
 
 
-def add(connection: Connection, file: FileRecord) -> None:
+def add(connection: Connection, file: FileRecord, *, actor: str | None = None) -> None:
     connection.execute(
         files.insert().values(
             file_id=file.file_id,
@@ -20,13 +24,27 @@ def add(connection: Connection, file: FileRecord) -> None:
             object=file.object,
             created_at=file.created_at,
             job_id=file.job_id,
+            owner=file.owner,
         )
+    )
+    events.append(
+        connection,
+        EventKind.FILE_ADDED,
+        now=file.created_at,
+        job_id=file.job_id,
+        actor=actor,
+        file_id=file.file_id,
+        bytes=file.bytes,
     )
 
 
-def get(connection: Connection, file_id: str) -> FileRecord:
-    """Raises NotFound with code `file_not_found`."""
-    row = connection.execute(select(files).where(files.c.file_id == file_id)).first()
+def get(connection: Connection, file_id: str, *, owner: str | None = None) -> FileRecord:
+    """Read a file; with `owner`, another's file is not there.
+
+    Raises:
+        NotFound: code `file_not_found`.
+    """
+    row = connection.execute(_of(select(files).where(files.c.file_id == file_id), owner)).first()
     if row is None:
         raise NotFound(
             f"No such File object: {file_id}", code="file_not_found", param="id", object_id=file_id
@@ -35,14 +53,20 @@ def get(connection: Connection, file_id: str) -> FileRecord:
 
 
 def page(
-    connection: Connection, *, limit: int, after: str | None, purpose: str | None, newest_first: bool
+    connection: Connection,
+    *,
+    limit: int,
+    after: str | None,
+    purpose: str | None,
+    newest_first: bool,
+    owner: str | None = None,
 ) -> list[FileRecord]:
     """Up to `limit` + 1 files: one more than asked tells that there is a next page."""
-    query = select(files)
+    query = _of(select(files), owner)
     if purpose:
         query = query.where(files.c.purpose == purpose)
     if after:
-        last = get(connection, after)
+        last = get(connection, after, owner=owner)
         key = (files.c.created_at, files.c.file_id)
         if newest_first:
             later = or_(key[0] < last.created_at, and_(key[0] == last.created_at, key[1] < last.file_id))
@@ -56,7 +80,7 @@ def page(
     return [record(FileRecord, row) for row in connection.execute(query.limit(limit + 1))]
 
 
-def delete(connection: Connection, file_id: str) -> FileRecord:
+def delete(connection: Connection, file_id: str, *, now: float, actor: str | None) -> FileRecord:
     """Forget the file and return what it was.
 
     Raises:
@@ -75,4 +99,11 @@ def delete(connection: Connection, file_id: str) -> FileRecord:
             object_id=file_id,
         )
     connection.execute(files.delete().where(files.c.file_id == file_id))
+    events.append(
+        connection, EventKind.FILE_DELETED, now=now, job_id=file.job_id, actor=actor, file_id=file_id
+    )
     return file
+
+
+def _of(query: Select[Any], owner: str | None) -> Select[Any]:
+    return query if owner is None else query.where(files.c.owner == owner)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, and_, func, or_, select, update
+from sqlalchemy import Connection, Select, and_, func, or_, select, update
 
+from tandemn.control.access.rules import LOCAL
 from tandemn.control.store import events
 from tandemn.control.store.records import JobRecord, job_record
 from tandemn.control.store.schema import jobs
@@ -26,6 +27,7 @@ def add(
     now: float,
     input_object: str | None,
     cloud: str,
+    owner: str = LOCAL,
 ) -> None:
     """Record a new job, in state validating."""
     connection.execute(
@@ -41,14 +43,19 @@ def add(
             input_url=spec.input_url,
             created_at=now,
             deadline=now + spec.slo_s,
+            owner=owner,
         )
     )
-    events.append(connection, EventKind.JOB_SUBMITTED, now=now, job_id=job_id, model=spec.model)
+    events.append(connection, EventKind.JOB_SUBMITTED, now=now, job_id=job_id, actor=owner, model=spec.model)
 
 
-def get(connection: Connection, job_id: str) -> JobRecord:
-    """Raises NotFound with code `job_not_found`."""
-    row = connection.execute(select(jobs).where(jobs.c.job_id == job_id)).first()
+def get(connection: Connection, job_id: str, *, owner: str | None = None) -> JobRecord:
+    """Read a job; with `owner`, another's job is not there.
+
+    Raises:
+        NotFound: code `job_not_found`.
+    """
+    row = connection.execute(_of(select(jobs).where(jobs.c.job_id == job_id), owner)).first()
     if row is None:
         raise NotFound(
             f"no such job: {job_id}",
@@ -60,17 +67,29 @@ def get(connection: Connection, job_id: str) -> JobRecord:
     return job_record(row)
 
 
-def resolve(connection: Connection, name: str) -> JobRecord:
-    """Find a job by its id or an unambiguous beginning of it.
+def get_batch(connection: Connection, batch_id: str, *, owner: str | None = None) -> JobRecord:
+    """Read a job by its full id; that there is none is said as OpenAI says it."""
+    try:
+        return get(connection, batch_id, owner=owner)
+    except NotFound as exc:
+        raise NotFound(
+            f"No batch found with id '{batch_id}'.",
+            code="batch_not_found",
+            param="batch_id",
+            object_id=batch_id,
+        ) from exc
+
+
+def resolve(connection: Connection, name: str, *, owner: str | None = None) -> JobRecord:
+    """Find a job by its id or an unambiguous beginning of it; with `owner`, among that one's jobs only.
 
     Raises:
         NotFound: there is none.
         InvalidInput: several begin like that (code `ambiguous_job`).
     """
     pattern = name.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
-    rows = connection.execute(
-        select(jobs).where(jobs.c.job_id.like(pattern, escape="\\")).order_by(jobs.c.job_id).limit(3)
-    ).all()
+    query = select(jobs).where(jobs.c.job_id.like(pattern, escape="\\"))
+    rows = connection.execute(_of(query, owner).order_by(jobs.c.job_id).limit(3)).all()
     exact = [row for row in rows if row.job_id == name]
     if len(rows) > 1 and not exact:
         raise InvalidInput(
@@ -80,7 +99,7 @@ def resolve(connection: Connection, name: str) -> JobRecord:
             param="job_id",
         )
     if not rows or not name:
-        return get(connection, name)
+        return get(connection, name, owner=owner)
     return job_record((exact or rows)[0])
 
 
@@ -91,18 +110,19 @@ def page(
     after: str | None,
     states: tuple[str, ...] | None,
     with_live_replicas: list[str] | None = None,
+    owner: str | None = None,
 ) -> list[JobRecord]:
     """Up to `limit` + 1 jobs, newest first: one more than asked tells that there is a next page.
 
-    With `with_live_replicas`, those jobs and all that have not ended.
+    With `with_live_replicas`, those jobs and all that have not ended; with `owner`, that one's only.
     """
-    query = select(jobs)
+    query = _of(select(jobs), owner)
     if with_live_replicas is not None:
         query = query.where(or_(jobs.c.job_id.in_(with_live_replicas), jobs.c.state.not_in(ENDED)))
     if states is not None:
         query = query.where(jobs.c.state.in_(states))
     if after:
-        last = get(connection, after)
+        last = get(connection, after, owner=owner)
         query = query.where(
             or_(
                 jobs.c.created_at < last.created_at,
@@ -113,9 +133,15 @@ def page(
     return [job_record(row) for row in connection.execute(query)]
 
 
-def count(connection: Connection) -> int:
-    """Return how many jobs there are."""
-    return connection.execute(select(func.count()).select_from(jobs)).scalar_one()
+def count(connection: Connection, *, owner: str | None = None) -> int:
+    """Return how many jobs there are, or how many are this owner's."""
+    counted: int = connection.execute(_of(select(func.count()).select_from(jobs), owner)).scalar_one()
+    return counted
+
+
+def ids_of(connection: Connection, owner: str) -> set[str]:
+    """Name every job of this owner."""
+    return set(connection.scalars(select(jobs.c.job_id).where(jobs.c.owner == owner)))
 
 
 def active(connection: Connection) -> list[JobRecord]:
@@ -139,9 +165,13 @@ def move(
     now: float,
     reason: str | None = None,
     code: str | None = None,
+    actor: str | None = None,
     **values: Any,
 ) -> bool:
-    """Compare and set the state; False where the job is in none of `frm` any more: drop the move."""
+    """Compare and set the state; False where the job is in none of `frm` any more: drop the move.
+
+    `actor` is who asked for it, where somebody did.
+    """
     values |= {"state": to.value, "reason": reason, "code": code}
     if to.has_ended:
         values["ended_at"] = now
@@ -152,7 +182,16 @@ def move(
     ).rowcount
     if moved:
         kind = EventKind.JOB_ENDED if to.has_ended else EventKind.JOB_STATE
-        events.append(connection, kind, now=now, job_id=job_id, state=to.value, reason=reason, code=code)
+        events.append(
+            connection,
+            kind,
+            now=now,
+            job_id=job_id,
+            actor=actor,
+            state=to.value,
+            reason=reason,
+            code=code,
+        )
     return bool(moved)
 
 
@@ -192,3 +231,7 @@ def bump_epoch(connection: Connection, job_id: str, *, frm: int, now: float, rea
         return None
     events.append(connection, EventKind.QUEUE_REBUILT, now=now, job_id=job_id, epoch=frm + 1, reason=reason)
     return frm + 1
+
+
+def _of(query: Select[Any], owner: str | None) -> Select[Any]:
+    return query if owner is None else query.where(jobs.c.owner == owner)

@@ -23,6 +23,7 @@ class FileRecord:
     object: str
     created_at: float
     job_id: str | None
+    owner: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +58,7 @@ class JobRecord:
     error_file_id: str | None
     completed: int
     failed: int
+    owner: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

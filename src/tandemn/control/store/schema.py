@@ -38,6 +38,7 @@ files = Table(
     Column("object", Text, nullable=False),  # its name in the object store
     Column("created_at", Float, nullable=False),
     Column("job_id", String(64), nullable=True),  # the job whose output or error file it is
+    Column("owner", String(64), nullable=False),
     Index(None, "created_at"),
 )
 
@@ -74,6 +75,7 @@ jobs = Table(
     Column("error_file_id", String(64), nullable=True),
     Column("completed", Integer, nullable=False, default=0),  # of assembled output
     Column("failed", Integer, nullable=False, default=0),
+    Column("owner", String(64), nullable=False),
     Index(None, "state"),
     Index(None, "created_at"),
 )
@@ -153,6 +155,7 @@ deployments = Table(
     Column("created_at", Float, nullable=False),
     Column("updated_at", Float, nullable=False),
     Column("old_key_until", Float, nullable=True),  # the key before the last rotation is taken until then
+    Column("owner", String(64), nullable=False),
     Index(None, "state"),
 )
 
@@ -189,6 +192,21 @@ def _part(table: str) -> Table:
 backends = _part("backends")
 routers = _part("routers")
 routers.append_column(Column("pushed", String(64), nullable=True))  # digest of the table that it has
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("name", String(64), primary_key=True),  # the owner of what is made with it; never given twice
+    Column("role", String(16), nullable=False),
+    Column("key_id", String(16), nullable=False),
+    Column("secret_hash", String(64), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("created_by", String(64), nullable=False),
+    Column("rotated_at", Float, nullable=True),
+    Column("revoked_at", Float, nullable=True),
+    Column("last_used_at", Float, nullable=True),
+    Index(None, "key_id", unique=True),
+)
 
 events = Table(
     "events",
