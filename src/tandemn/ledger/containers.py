@@ -1,30 +1,37 @@
-"""Which containers a request log would have needed (PURE): a serverless provider's scaling, replayed.
+"""Which containers a backend's busy periods needed (PURE): a serverless provider's scaling, replayed.
 
-Requests share a container up to its concurrency, so its time is counted once for all of them. A container
-lives from the request that started it, through its cold start, to the end of the scaledown window after
-its last request.
+Requests share a container up to its concurrency, so its time is counted once for all of them. A container lives
+from the request that started it, through its cold start, to the end of the scaledown window after the last request
+that needed it. A router's meter tells periods instead of requests (docs/router.md): how many requests were in flight
+at the most, from when until when. A period in which `peak` were in flight needed `ceil(peak / concurrency)` of them.
 """
 
 from __future__ import annotations
 
-import heapq
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+from tandemn.ledger.entries import Ended, Fact, Label, Part, RuleName, Started
 
-    from tandemn.ledger.entries import RuleName
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from tandemn.prices import Price
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServedRequest:
-    """One line of a request log."""
+class BusyPeriod:
+    """A stretch of time in which requests were in flight, Unix times."""
 
-    at: float
-    """When it arrived, Unix time."""
-    seconds: float
-    """How long it was worked on, without waiting for a container."""
+    start: float
+    end: float
+    peak: int
+    """Most requests in flight at once."""
+    inflight_s: float = 0.0
+    """Seconds in flight, summed over the requests."""
+    requests: int = 0
+    """Begun in it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +42,7 @@ class ServerlessTerms:
     """Requests that a container takes at a time."""
     scaledown_s: float
     cold_start_s: float
+    """Added where a log did not wait for this provider's containers; 0 for a log that did."""
     rule: RuleName
 
 
@@ -42,51 +50,93 @@ class ServerlessTerms:
 class Span:
     """The life of one container, Unix times."""
 
+    number: int
+    """Of those that run beside each other, from 1."""
     start: float
     end: float
 
 
-@dataclass(slots=True)
-class _Container:
-    start: float
-    ready: float
-    last_end: float
-    ends: list[float] = field(default_factory=list)
-
-    def free_up(self, now: float) -> None:
-        while self.ends and self.ends[0] <= now:
-            heapq.heappop(self.ends)
-
-    def take(self, request: ServedRequest) -> None:
-        end = max(request.at, self.ready) + request.seconds
-        heapq.heappush(self.ends, end)
-        self.last_end = max(self.last_end, end)
-
-
-def containers(requests: Iterable[ServedRequest], terms: ServerlessTerms) -> list[Span]:
-    """Replay the log; a request goes to the fullest container that has room, so that others can scale down."""
+def containers(periods: Iterable[BusyPeriod], terms: ServerlessTerms) -> list[Span]:
+    """Replay the periods, which may touch but not overlap; the fullest container is filled first."""
     assert terms.concurrency > 0, "a container takes requests"
-    live: list[_Container] = []
-    over: list[_Container] = []
-    for request in sorted(requests, key=lambda each: (each.at, each.seconds)):
-        still: list[_Container] = []
-        for container in live:
-            container.free_up(request.at)
-            gone = not container.ends and container.last_end + terms.scaledown_s < request.at
-            (over if gone else still).append(container)
-        live = still
-        with_room = [each for each in live if len(each.ends) < terms.concurrency]
-        chosen = max(with_room, key=lambda each: len(each.ends), default=None)
-        if chosen is None:
-            ready = request.at + terms.cold_start_s
-            chosen = _Container(start=request.at, ready=ready, last_end=ready)
-            live.append(chosen)
-        chosen.take(request)
-    spans = [Span(start=each.start, end=each.last_end + terms.scaledown_s) for each in [*over, *live]]
-    return sorted(spans, key=lambda span: (span.start, span.end))
+    ordered = sorted(periods, key=lambda each: (each.start, each.end))
+    most = max((_needed(each, terms.concurrency) for each in ordered), default=0)
+    spans: list[Span] = []
+    for number in range(1, most + 1):
+        start = end = None
+        for period in ordered:
+            if _needed(period, terms.concurrency) < number:
+                continue
+            if start is None or end is None or period.start > end:
+                if start is not None and end is not None:
+                    spans.append(Span(number=number, start=start, end=end))
+                start, end = period.start, period.end + terms.cold_start_s + terms.scaledown_s
+            else:
+                end = max(end, period.end + terms.scaledown_s)
+        if start is not None and end is not None:
+            spans.append(Span(number=number, start=start, end=end))
+    return sorted(spans, key=lambda span: (span.start, span.number))
+
+
+def container_facts(
+    spans: Iterable[Span], *, owner: str, backend: str, rule: RuleName, price: Price | None, account: str
+) -> Iterator[Fact]:
+    """Write containers as facts: their requests were observed, so their time counts as metered.
+
+    A container that still runs has an end to come; with more periods it comes later, under the same name.
+    """
+    for span in spans:
+        item = f"{owner}/{backend}/{span.number}@{span.start!r}"
+        yield Started(
+            at=span.start,
+            item=item,
+            owner=owner,
+            part=Part.SERVERLESS,
+            price=price,
+            rule=rule,
+            label=Label.METERED,
+            backend=backend,
+            account=account,
+        )
+        yield Ended(at=span.end, item=item)
+
+
+def together(of_backends: Iterable[Sequence[BusyPeriod]]) -> list[BusyPeriod]:
+    """Lay the periods of several backends over each other, as if one had served all of it.
+
+    Where they overlap, the peak of all lies between the highest peak and the sum of them; it is taken as the
+    greater of the highest one and the sum of the means, so that what one backend would have cost is rather too little
+    than too much.
+    """
+    edges: dict[float, list[tuple[int, BusyPeriod]]] = {}
+    for periods in of_backends:
+        for period in periods:
+            edges.setdefault(period.start, []).append((1, period))
+            edges.setdefault(period.end, []).append((-1, period))
+    under_way: dict[int, BusyPeriod] = {}
+    laid: list[BusyPeriod] = []
+    for at, until in pairwise([*sorted(edges), float("inf")]):
+        for sign, period in edges[at]:
+            if sign > 0 and period.end > period.start:
+                under_way[id(period)] = period
+            else:
+                under_way.pop(id(period), None)
+        if under_way:
+            mean = sum(_mean(each) for each in under_way.values())
+            peak = max(*(each.peak for each in under_way.values()), round(mean))
+            laid.append(BusyPeriod(start=at, end=until, peak=peak, inflight_s=mean * (until - at)))
+    return laid
 
 
 def busy_container_s(inflight_s: Mapping[int, float], concurrency: int) -> float:
     """Return the container seconds that a meter's levels need at the least: without cold starts and idle time."""
     assert concurrency > 0, "a container takes requests"
     return sum(-(-level // concurrency) * spent for level, spent in inflight_s.items())
+
+
+def _needed(period: BusyPeriod, concurrency: int) -> int:
+    return -(-period.peak // concurrency)
+
+
+def _mean(period: BusyPeriod) -> float:
+    return period.inflight_s / (period.end - period.start)

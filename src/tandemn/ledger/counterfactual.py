@@ -1,7 +1,7 @@
 """What the same requests would have cost otherwise: all serverless, or all on demand (PURE).
 
-Both replay the request log through the rules by which the actual figures are made. They are worked out,
-not observed: always labelled estimated.
+Both replay the router's busy periods, of all backends laid over each other, through the rules by which the actual
+figures are made. They are worked out, not observed: always labelled estimated.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tandemn.ledger.containers import ServedRequest, ServerlessTerms, Span, containers
+from tandemn.ledger.containers import BusyPeriod, ServerlessTerms, containers
 from tandemn.ledger.entries import Label, Part, RuleName, Started
 from tandemn.ledger.figures import Figure, total
 from tandemn.ledger.fold import Item, figure, segments
@@ -33,13 +33,13 @@ class Savings:
     label: Label = Label.ESTIMATED
 
 
-def all_serverless(requests: Sequence[ServedRequest], terms: ServerlessTerms, price: Price | None) -> Figure:
-    """Price the containers that the log would have needed."""
-    return total(_price(span, terms.rule, price) for span in containers(requests, terms))
+def all_serverless(periods: Sequence[BusyPeriod], terms: ServerlessTerms, price: Price | None) -> Figure:
+    """Price the containers that the periods would have needed."""
+    return total(_price(span.start, span.end, terms.rule, price) for span in containers(periods, terms))
 
 
 def all_on_demand(
-    requests: Sequence[ServedRequest],
+    periods: Sequence[BusyPeriod],
     *,
     concurrency: int,
     since: float,
@@ -47,18 +47,19 @@ def all_on_demand(
     rule: RuleName,
     price: Price | None,
 ) -> Figure:
-    """Price a fixed fleet, up from `since` to `until`, that is large enough for the log's peak.
+    """Price a fixed fleet, up from `since` to `until`, that is large enough for the highest peak.
 
     Args:
-        requests: the log.
+        periods: what was served.
         concurrency: requests that one replica takes at a time.
         since: when the fleet is up, Unix time.
         until: when it is taken down.
         rule: the cloud's.
         price: of one replica.
     """
-    replicas = max(1, -(-peak(requests) // concurrency))
-    return total(_price(Span(start=since, end=until), rule, price) for _ in range(replicas))
+    peak = max((each.peak for each in periods), default=0)
+    replicas = max(1, -(-peak // concurrency))
+    return total(_price(since, until, rule, price) for _ in range(replicas))
 
 
 def savings(actual: Figure, instead: Figure) -> Savings:
@@ -69,28 +70,9 @@ def savings(actual: Figure, instead: Figure) -> Savings:
     return Savings(instead=instead, saved_usd=saved, saved_share=saved / instead.usd if instead.usd else None)
 
 
-def peak(requests: Sequence[ServedRequest]) -> int:
-    """Return the most requests in flight at a time."""
-    # At the same instant one ends before another begins.
-    changes = sorted(
-        [(each.at, 1) for each in requests] + [(each.at + each.seconds, -1) for each in requests]
-    )
-    most = level = 0
-    for _, change in changes:
-        level += change
-        most = max(most, level)
-    return most
-
-
-def _price(span: Span, rule: RuleName, price: Price | None) -> Figure:
+def _price(start: float, end: float, rule: RuleName, price: Price | None) -> Figure:
     started = Started(
-        at=span.start,
-        item="",
-        owner="",
-        part=Part.SERVERLESS,
-        price=price,
-        rule=rule,
-        label=Label.ESTIMATED,
+        at=start, item="", owner="", part=Part.SERVERLESS, price=price, rule=rule, label=Label.ESTIMATED
     )
-    item = Item(started=started, ended_at=span.end)
-    return figure(item, segments(item, span.end))
+    item = Item(started=started, ended_at=end)
+    return figure(item, segments(item, end))
