@@ -126,8 +126,9 @@ def test_a_container_runs_until_its_window_has_passed():
     )
     state = fold(facts)
     during, after = spending(state, "chat", 70), spending(state, "chat", 200)
-    assert (during.spent.usd, during.usd_per_hour.usd, during.spent.label) == (70, 3600, Label.METERED)
-    assert (after.spent.usd, after.usd_per_hour.usd) == (100, 0)
+    assert (during.spent.usd, during.usd_per_hour.usd) == (Decimal(70), Decimal(3600))
+    assert (after.spent.usd, after.usd_per_hour.usd) == (Decimal(100), Decimal(0))
+    assert during.spent.label is Label.METERED
 
 
 def test_backends_laid_over_each_other():
