@@ -6,8 +6,9 @@ import os
 import sys
 from decimal import Decimal  # noqa: TC003 - pydantic reads annotations at run time
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tandemn.errors import InvalidInput
@@ -74,10 +75,32 @@ class Settings(BaseSettings):
     """Bearer key that changes the router's table; unset: only its file does."""
     metadata_url: str = "http://169.254.169.254"
     """The instance metadata service that announces preemptions on AWS."""
+    koi_service_url: str | None = Field(default=None, validation_alias="KOI_SERVICE_URL")
+    """Koi, the optional adviser; unset: no trace of it."""
+    koi_timeout_s: float = Field(default=5.0, gt=0)
+    """How long Koi may take for an answer; without one a job is planned as if there were no Koi."""
+    koi_keep_s: float = Field(default=86400.0, gt=0)
+    """How long a callback that Koi does not take is kept and tried again."""
+    koi_heartbeat_s: float = Field(default=30.0, gt=0)
+    """How often Koi is told that a launch goes on."""
     spot_notices: bool = False
     """Whether a runner asks the metadata service for preemptions; set on AWS spot instances."""
     replica_token: SecretStr | None = None
     """What a runner shows to its control plane. Given by the launcher, for one replica; never on a command line."""
+
+    @field_validator("koi_service_url")
+    @classmethod
+    def _check_koi(cls, url: str | None) -> str | None:
+        if not url:
+            return None
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError("not a URL like http://koi:8090")
+        if parts.username is not None or parts.password is not None:
+            raise ValueError("a URL with a password in it ends up in logs; Koi takes none")
+        if parts.query or parts.fragment:
+            raise ValueError("paths are appended to it: it cannot have a query")
+        return url.rstrip("/")
 
     @property
     def home_path(self) -> Path:
@@ -95,7 +118,8 @@ def load() -> Settings:
         return Settings()
     except ValidationError as exc:
         first = exc.errors(include_input=False, include_url=False)[0]
-        name = "TANDEMN_" + "_".join(str(part) for part in first["loc"]).upper()
+        name = "_".join(str(part) for part in first["loc"]).upper()
+        name = name if name == "KOI_SERVICE_URL" else f"TANDEMN_{name}"
         raise InvalidInput(f"{name}: {first['msg']}", code="invalid_setting", param=name) from exc
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -14,14 +14,15 @@ from tandemn.cli.connection import connect
 from tandemn.cli.deploy import check_input, is_remote, split_names
 from tandemn.cli.display import upload_display
 from tandemn.cli.output import emit, note, say
-from tandemn.cli.text import duration, parse_slo, table
+from tandemn.cli.report import koi_line
+from tandemn.cli.text import duration, parse_slo, printable, table
 from tandemn.errors import InvalidInput, TandemnError
 from tandemn.placement.catalog.skypilot import load_offers
 from tandemn.placement.deployments import deployment_options, to_json
 from tandemn.placement.models import shape_of
 from tandemn.placement.throughput import RooflinePredictor
 from tandemn.protocol.jobs import JobSpec
-from tandemn.protocol.plans import PlanAnswer, PlanRow
+from tandemn.protocol.plans import KoiAdvice, PlanAnswer, PlanRow
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -57,6 +58,9 @@ def plan(
     replicas: Annotated[int | None, typer.Option("--replicas", help="How many replicas.")] = None,
     on_demand: Annotated[bool, typer.Option("--on-demand", help="No spot instances.")] = False,
     budget: Annotated[str | None, typer.Option("--budget", metavar="USD", help="Most it may cost.")] = None,
+    advisor: Annotated[
+        Literal["own", "koi"], typer.Option("--advisor", help="Whose plan comes first.")
+    ] = "own",
     skip_invalid: Annotated[bool, typer.Option("--skip-invalid", help="Leave bad lines out.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Plan although the deadline is missed.")] = False,
     as_json: options.AsJson = False,
@@ -92,6 +96,7 @@ def plan(
         replicas=replicas,
         on_demand=on_demand,
         budget_usd=budget,
+        advisor=advisor,
         skip_invalid=skip_invalid,
         force=force,
     )
@@ -135,8 +140,19 @@ def _show(answer: PlanAnswer) -> None:
         say(f"not {loser.what}: {loser.reason}")
     if len(answer.losers) > SHOWN:
         say(f"and {len(answer.losers) - SHOWN} more that lost (--json has all)")
+    if answer.koi is not None:
+        _show_koi(answer.koi)
     note(answer.warnings)
     note(sorted({f"prices: {row.price_source}, {row.price_date}" for row in rows}))
+
+
+def _show_koi(advice: KoiAdvice) -> None:
+    say(f"koi: {printable(koi_line(advice))}")
+    for each in advice.alternatives:
+        said = "a fallback" if advice.is_followed else "of use"
+        say(printable(f"koi, alternative: {each.what}: {each.reason or said}"))
+    if advice.said:
+        say(printable(f"koi says: {advice.said}"))
 
 
 def _cells(row: PlanRow) -> tuple[str, ...]:

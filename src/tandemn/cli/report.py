@@ -21,6 +21,7 @@ from tandemn.protocol.jobs import (
     RequestCounts,
     SwapView,
 )
+from tandemn.protocol.plans import KoiAdvice
 
 #: How many line errors a terminal is shown; `status JOB --json` has all that the control plane kept.
 SHOWN_ERRORS = 100
@@ -101,6 +102,8 @@ def status_lines(status: JobStatus, now: float) -> list[str]:
     ]
     if status.swap:
         rows.append(("swap", swap_line(status.swap)))
+    if status.koi:
+        rows.append(("koi", koi_line(status.koi)))
     if status.errors_total:
         rows.append(("bad lines", f"{status.errors_total:,} in the input"))
     lines = [f"{head:<9} {text.printable(value)}" for head, value in rows]
@@ -304,6 +307,23 @@ def replica_table(replicas: Sequence[ReplicaView]) -> list[str]:
             for replica in replicas
         ],
     )
+
+
+def koi_line(advice: KoiAdvice) -> str:
+    """Say what Koi recommended, and what came of it."""
+    parts = []
+    if advice.gpu is not None:
+        count = f"{advice.replicas} x " if advice.replicas is not None else ""
+        where = [str(each) for each in (advice.market, advice.region, advice.instance_type) if each]
+        parts.append(" ".join([f"{count}{advice.gpu} tp{advice.tp} pp{advice.pp}", *where]))
+    if advice.predicted_tokens_per_s is not None:
+        parts.append(f"{text.rate(advice.predicted_tokens_per_s)} tokens/s by its own figures")
+    if advice.expected_usd is not None:
+        parts.append(f"{usd(Decimal(str(advice.expected_usd)))} by ours")
+    if advice.expected_finish_s is not None:
+        parts.append(f"done in {text.duration(advice.expected_finish_s)} by ours")
+    verdict = advice.reason if advice.is_followed else f"not followed: {advice.reason}"
+    return f"{', '.join([*parts, verdict])}{f' [{advice.code}]' if advice.code else ''}"
 
 
 def _with_reason_code(replica: ReplicaView) -> str:

@@ -43,6 +43,7 @@ from tandemn.control.tokens import new_token
 from tandemn.errors import TandemnError
 from tandemn.fleet.launchers.local import LocalLauncher
 from tandemn.objects import ObjectStore
+from tandemn.placement.quota import QuotaReader
 from tandemn.serving.keyring import Keyring
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ async def open_services(settings: Settings, *, server_url: str) -> AsyncIterator
         ),
         providers=Providers(),
         keyring=Keyring(home / "keys"),
+        quotas=QuotaReader(clock),
         server_url=settings.public_url or server_url,
         local_key=new_token(),
         listening_since=clock.now(),

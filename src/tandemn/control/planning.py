@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tandemn.batch.input_process import validate_input
+from tandemn.control import advice
 from tandemn.control.inputs import open_input
 from tandemn.control.store import files
-from tandemn.errors import InvalidInput, NotAllowed, Retryable
+from tandemn.errors import Infeasible, InvalidInput, NotAllowed, Retryable
+from tandemn.koi.recommendation import overridden
+from tandemn.koi.resources import resources
+from tandemn.koi.weighing import weigh
 from tandemn.placement import plan as placement
 from tandemn.placement.candidates import Wish
 from tandemn.placement.catalog.gpus import gpu_named
 from tandemn.placement.catalog.skypilot import load_offers
 from tandemn.placement.models import shape_of
-from tandemn.placement.quota import QuotaReader, free_vcpus
+from tandemn.placement.quota import free_vcpus
 from tandemn.placement.throughput import RooflinePredictor
 from tandemn.placement.workload import Lengths, SubmitCounts, workload_of
 from tandemn.protocol.plans import PlanAnswer
@@ -27,8 +33,13 @@ if TYPE_CHECKING:
     from tandemn.batch.input import InputReport
     from tandemn.control.access.rules import Caller
     from tandemn.control.services import Services
+    from tandemn.koi.contract import Resources
+    from tandemn.koi.recommendation import Choice, Recommendation, Unused
     from tandemn.placement.catalog.offers import Offer
+    from tandemn.placement.models import ModelShape
     from tandemn.placement.plan import Plan
+    from tandemn.placement.quota import Quota
+    from tandemn.placement.workload import Workload
     from tandemn.protocol.jobs import JobSpec
 
 #: Where SkyPilot keeps its catalogs.
@@ -66,26 +77,109 @@ async def plan(services: Services, spec: JobSpec, caller: Caller) -> PlanAnswer:
             code=first.code,
             param="input",
         )
-    return await asyncio.to_thread(_plan, services, spec, report)
+    needs = await asyncio.to_thread(_needs, services, spec, report)
+    own, asked = await asyncio.gather(
+        asyncio.to_thread(_own_plan, needs, spec), _ask(services, spec, needs, job_id=None)
+    )
+    if asked is None:
+        return _answer(_or_raise(own), needs)
+    weighed = await asyncio.to_thread(
+        weigh, own, asked, partial(_plan_of_choice, needs, spec), follow=spec.advisor == "koi"
+    )
+    return _answer(weighed.plan, needs).model_copy(update={"koi": weighed.advice})
 
 
-def _plan(services: Services, spec: JobSpec, report: InputReport) -> PlanAnswer:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Needs:
+    """What a plan is made from."""
+
+    shape: ModelShape
+    workload: Workload
+    offers: tuple[Offer, ...]
+    quotas: tuple[Quota, ...]
+    warnings: list[str]
+
+
+def _needs(services: Services, spec: JobSpec, report: InputReport) -> _Needs:
     offers = load_offers(SKYPILOT_CATALOGS.expanduser())
     if spec.cloud is not None:
         offers = tuple(offer for offer in offers if offer.provider == spec.cloud)
-    quota, warnings = _quota(services, offers)
-    planned: Plan = placement.plan_job(
-        shape_of(spec.model),
-        workload_of(_counts(report), max_output_tokens=spec.max_output_tokens),
+    quotas, warnings = _quotas(services, offers)
+    return _Needs(
+        shape=shape_of(spec.model),
+        workload=workload_of(_counts(report), max_output_tokens=spec.max_output_tokens),
+        offers=offers,
+        quotas=quotas,
+        warnings=warnings,
+    )
+
+
+def _own_plan(needs: _Needs, spec: JobSpec) -> Plan | Infeasible:
+    try:
+        return _plan(needs, spec, _wish(spec), needs.offers)
+    except Infeasible as exc:
+        return exc
+
+
+def _or_raise(plan: Plan | Infeasible) -> Plan:
+    if isinstance(plan, Infeasible):
+        raise plan
+    return plan
+
+
+def _plan_of_choice(needs: _Needs, spec: JobSpec, choice: Choice) -> Plan:
+    """Plan as if the user had asked for Koi's choice by flags, and without --force."""
+    wish = _wish(overridden(spec, choice).model_copy(update={"force": False}))
+    return _plan(needs, spec, wish, tuple(offer for offer in needs.offers if choice.allows(offer)))
+
+
+def _plan(needs: _Needs, spec: JobSpec, wish: Wish, offers: Sequence[Offer]) -> Plan:
+    return placement.plan_job(
+        needs.shape,
+        needs.workload,
         deadline_s=spec.slo_s,
         offers=offers,
-        quota=quota,
+        quota=free_vcpus(needs.quotas),
         predictor=RooflinePredictor(),
-        wish=_wish(spec),
+        wish=wish,
         budget_usd=spec.budget_usd,
     )
-    answer = PlanAnswer.model_validate(placement.to_json(planned))
-    return answer.model_copy(update={"warnings": [*answer.warnings, *warnings]})
+
+
+def _answer(plan: Plan, needs: _Needs) -> PlanAnswer:
+    answer = PlanAnswer.model_validate(placement.to_json(plan))
+    return answer.model_copy(update={"warnings": [*answer.warnings, *needs.warnings]})
+
+
+async def _ask(
+    services: Services, spec: JobSpec, needs: _Needs, *, job_id: str | None
+) -> Recommendation | Unused | None:
+    wish, workload = _wish(spec), needs.workload
+    return await advice.ask(
+        services,
+        spec,
+        resources(
+            (offer for offer in needs.offers if wish.allows(offer)),
+            needs.quotas,
+            notes=needs.warnings,
+            now=services.clock.now(),
+        ),
+        job_id=job_id,
+        requests=workload.requests,
+        input_tokens=workload.input_tokens.mean,
+        output_tokens=workload.output_tokens.mean,
+    )
+
+
+async def resources_at_hand(services: Services) -> Resources:
+    """List everything that can be rented, and the quotas that are known."""
+
+    def read() -> Resources:
+        offers = load_offers(SKYPILOT_CATALOGS.expanduser())
+        quotas, notes = _quotas(services, offers)
+        return resources(offers, quotas, notes=notes, now=services.clock.now())
+
+    return await asyncio.to_thread(read)
 
 
 def _wish(spec: JobSpec) -> Wish:
@@ -115,10 +209,10 @@ def _counts(report: InputReport) -> SubmitCounts:
     )
 
 
-def _quota(services: Services, offers: Sequence[Offer]) -> tuple[dict[tuple[str, str, str], int], list[str]]:
+def _quotas(services: Services, offers: Sequence[Offer]) -> tuple[tuple[Quota, ...], list[str]]:
     """Read what may still be launched; without AWS access a plan says that it does not know."""
     regions = sorted({offer.region for offer in offers if offer.provider == "aws" and offer.region})
     try:
-        return free_vcpus(QuotaReader(services.clock).read(regions)), []
+        return services.quotas.read(regions), []
     except (InvalidInput, NotAllowed, Retryable) as exc:
-        return {}, [f"AWS quotas are not known, so none limits this plan ({exc.message})"]
+        return (), [f"AWS quotas are not known, so none limits this plan ({exc.message})"]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tandemn.control.store.database import Database
     from tandemn.fleet.launchers.launcher import Launcher
     from tandemn.objects import ObjectStore
+    from tandemn.placement.quota import QuotaReader
     from tandemn.serving.keyring import Keyring
     from tandemn.settings import Settings
 
@@ -53,6 +54,7 @@ class Services:
     leadership: Leadership
     providers: Providers
     keyring: Keyring
+    quotas: QuotaReader
     server_url: str
     """Where replicas call back."""
     local_key: str

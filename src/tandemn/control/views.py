@@ -72,6 +72,7 @@ def status(connection: Connection, job_id: str, *, now: float) -> JobStatus:
         errors=[LineErrorView.model_validate(each) for each in job.line_errors[:ERRORS_SHOWN]],
         errors_total=job.line_errors_total,
         swap=_swap(job, fleet),
+        koi=job.koi,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from tandemn.protocol.cost import CostView, FigureView
+from tandemn.protocol.plans import KoiAdvice, is_absent
 from tandemn.protocol.replicas import Market, ReasonCode, ReplicaState
 
 Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
@@ -178,6 +179,8 @@ class JobStatus(BaseModel):
     errors: list[LineErrorView] = []
     errors_total: int = 0
     swap: SwapView | None = None
+    koi: KoiAdvice | None = Field(default=None, exclude_if=is_absent)
+    """Where Koi was asked at planning, or should have been."""
 
 
 class SwapView(BaseModel):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
+
+from tandemn.protocol.replicas import Market
 
 
 class PlanRow(BaseModel):
@@ -47,6 +49,46 @@ class PlanWorkload(BaseModel):
     basis: str
 
 
+class KoiAlternative(BaseModel):
+    """One of Koi's alternatives."""
+
+    what: str
+    reason: str | None = None
+    """Why it is of no use; None: it is among the fallbacks where Koi is followed."""
+
+
+class KoiAdvice(BaseModel):
+    """What Koi recommended, and what came of it."""
+
+    is_feasible: bool = False
+    """Whether there is a recommendation, and it holds against the catalog, the deadline, quota and budget."""
+    is_followed: bool = False
+    code: str | None = None
+    """Why it is not followed, as a stable code."""
+    reason: str
+    decision_id: str | None = None
+    gpu: str | None = None
+    tp: int | None = None
+    pp: int | None = None
+    replicas: int | None = None
+    market: Market | None = None
+    region: str | None = None
+    instance_type: str | None = None
+    predicted_tokens_per_s: float | None = None
+    """By Koi."""
+    expected_usd: float | None = None
+    """By our own figures, as is the next one."""
+    expected_finish_s: float | None = None
+    alternatives: list[KoiAlternative] = []
+    said: str = ""
+    """Koi's own words, cut and without control characters."""
+
+
+def is_absent(value: object) -> bool:
+    """Leave a field out of JSON where it has no value: of what is not set up there is no trace."""
+    return value is None
+
+
 class PlanAnswer(BaseModel):
     """`tandemn plan MODEL INPUT --json`."""
 
@@ -55,6 +97,8 @@ class PlanAnswer(BaseModel):
     workload: PlanWorkload
     predictor: str
     warnings: list[str]
+    koi: KoiAdvice | None = Field(default=None, exclude_if=is_absent)
+    """Where `KOI_SERVICE_URL` is set, or `--advisor koi` was asked for."""
 
 
 class QuotaRow(BaseModel):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from tandemn.batch.input_process import load_index, validate_input
 from tandemn.batch.split import chunk_size, split
-from tandemn.control import names
+from tandemn.control import advice, names
 from tandemn.control.cost import SHUTDOWN_S
 from tandemn.control.inputs import input_of
 from tandemn.control.operations import check_local
@@ -143,12 +143,17 @@ def _statistics(report: InputReport) -> dict[str, object]:
 async def plan(services: Services, job: JobRecord) -> bool:
     """Choose engine and replicas, cut the input into chunks, and open the queue."""
     engine = choose(job.model, EngineName(job.spec.engine) if job.spec.engine else None)
-    config = _config(job)
-    await asyncio.to_thread(_check_engine, services, job, engine, config)
-    count = job.spec.replicas or 1
-    cost_usd, usd_per_hour = await _expected_cost(services, job, engine, config, count)
-    if not job.spec.force:
-        budget.check_plan(cost_usd, usd_per_hour, budget_usd=job.spec.budget_usd, shutdown_s=SHUTDOWN_S)
+    own = await _choose(services, job, engine)
+    chosen, koi = await advice.follow_locally(
+        services,
+        job,
+        own,
+        lambda wished: _choose(services, wished, engine),
+        usd_per_hour=own.usd_per_hour / own.count if own.usd_per_hour is not None else None,
+        output_tokens=_output_tokens(job),
+    )
+    config, count = chosen.config, chosen.count
+    told: dict[str, Any] = {"koi": koi.model_dump(mode="json")} if koi is not None else {}
     index = await load_index(services.objects, names.index_object(job.job_id))
     size = job.spec.chunk_size or chunk_size(
         job.requests,
@@ -183,8 +188,9 @@ async def plan(services: Services, job: JobRecord) -> bool:
             replicas=count,
             chunks=len(ranges),
             chunk_size=size,
-            cost_usd=str(cost_usd) if cost_usd is not None else None,
-            usd_per_hour=str(usd_per_hour) if usd_per_hour is not None else None,
+            cost_usd=str(chosen.cost_usd) if chosen.cost_usd is not None else None,
+            usd_per_hour=str(chosen.usd_per_hour) if chosen.usd_per_hour is not None else None,
+            **told,
         )
         return jobs.move(
             connection,
@@ -195,6 +201,7 @@ async def plan(services: Services, job: JobRecord) -> bool:
             reason="waiting for replicas",
             engine=engine.value,
             groups=groups,
+            **told,
         )
 
     moved = await services.database.run(record)
@@ -203,6 +210,28 @@ async def plan(services: Services, job: JobRecord) -> bool:
         await services.objects.delete(names.index_object(job.job_id))
     services.pulse.beat(job.job_id)
     return moved
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Chosen:
+    """What the job runs on."""
+
+    config: ReplicaConfig
+    count: int
+    cost_usd: Decimal | None
+    """Expected of the whole job; None: not known, as is the next one."""
+    usd_per_hour: Decimal | None
+
+
+async def _choose(services: Services, job: JobRecord, engine: EngineName) -> _Chosen:
+    """Make of the job's flags what it runs on; raise where that cannot be, or costs too much."""
+    config = _config(job)
+    await asyncio.to_thread(_check_engine, services, job, engine, config)
+    count = job.spec.replicas or 1
+    cost_usd, usd_per_hour = await _expected_cost(services, job, engine, config, count)
+    if not job.spec.force:
+        budget.check_plan(cost_usd, usd_per_hour, budget_usd=job.spec.budget_usd, shutdown_s=SHUTDOWN_S)
+    return _Chosen(config=config, count=count, cost_usd=cost_usd, usd_per_hour=usd_per_hour)
 
 
 async def _expected_cost(

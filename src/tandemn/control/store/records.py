@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tandemn.protocol.jobs import JobSpec, JobState
+from tandemn.protocol.plans import KoiAdvice
 from tandemn.protocol.replicas import Goodbye, Heartbeat, ReasonCode, ReplicaState
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class JobRecord:
     groups: list[dict[str, Any]]
     next_replica: int
     swap: dict[str, Any] | None
+    koi: KoiAdvice | None
     output_file_id: str | None
     error_file_id: str | None
     completed: int
@@ -132,6 +134,7 @@ def job_record(row: Row[Any]) -> JobRecord:
     values = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
     values["state"] = JobState(values["state"])
     values["outcome"] = JobState(values["outcome"]) if values["outcome"] else None
+    values["koi"] = KoiAdvice.model_validate(values["koi"]) if values["koi"] else None
     values["spec"] = JobSpec.model_validate(values["spec"])
     return _record(JobRecord, values)
 
