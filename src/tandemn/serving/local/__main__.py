@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 import structlog
@@ -19,12 +18,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tandemn.serving.local", description=__doc__)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--logs", type=Path, required=True)
-    parser.add_argument(
-        "--lock", type=int, required=True, help="descriptor of the folder's lock, held already"
-    )
     given = parser.parse_args()
-    # No engine may hold it: the lock means that this process lives.
-    os.set_inheritable(given.lock, False)
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

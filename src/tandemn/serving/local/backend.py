@@ -98,7 +98,8 @@ class Backend:
                 self._house.traffic.still_busy(now)
             replica.end_if_drained(now)
         change = self._change(now)
-        self._change_reason = change.reason
+        if change.start or change.end:
+            self._change_reason = change.reason
         for replica_id in change.end:
             self.replicas[replica_id].drain(now + DRAIN_S, change.reason)
             self.replicas[replica_id].end_if_drained(now)

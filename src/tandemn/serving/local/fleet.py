@@ -21,7 +21,8 @@ from tandemn.serving.local.backend import Backend
 from tandemn.serving.local.clock import FleetClock
 from tandemn.serving.local.lifetimes import LifetimeLog
 from tandemn.serving.local.orders import FleetReport
-from tandemn.serving.local.scaling import Traffic
+from tandemn.serving.local.router import RouterFolder
+from tandemn.serving.local.scaling import Traffic, backoff_s
 
 if TYPE_CHECKING:
     from tandemn.protocol.replicas import Market
@@ -35,6 +36,10 @@ TICK_S = 0.2
 SHORTEST_TICK_S = 0.02
 #: The report is written this often although nothing has changed, in real seconds: it is also the sign of life.
 REPORT_S = 2.0
+#: Between two looks at whether the deployment's router lives, in real seconds.
+ROUTER_S = 0.5
+#: One that has lived for so long had started well, in real seconds.
+ROUTER_STABLE_S = 30.0
 
 _log = structlog.get_logger()
 
@@ -61,6 +66,7 @@ class Fleet:
         self._backends: dict[Market, Backend] = {}
         self._awake = asyncio.Event()
         self._is_told_to_end = False
+        self._router = RouterFolder(settings, folder.path.name)
         self._reported: FleetReport | None = None
         self._reported_at = 0.0
 
@@ -78,10 +84,10 @@ class Fleet:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end)
         loop.add_signal_handler(signal.SIGHUP, self.wake)
-        self._folder.record_process(os.getpid())
         self.log_folder.mkdir(parents=True, exist_ok=True)
         self.lifetimes.close_open(self._last_sign, "its fleet process died")
         tick_s = max(SHORTEST_TICK_S, TICK_S / self.clock.speed)
+        keeping = asyncio.create_task(self._keep_router(), name="router")
         try:
             while await self._follow_orders():
                 self._take_notices()
@@ -94,9 +100,11 @@ class Fleet:
                 except TimeoutError:
                     continue
         finally:
+            keeping.cancel()
             await asyncio.gather(*(backend.close() for backend in self._backends.values()))
             self._backends.clear()
             self._report()
+            self._folder.forget_process()
 
     def _end(self) -> None:
         self._is_told_to_end = True
@@ -134,6 +142,23 @@ class Fleet:
         for replica_id in self._folder.take_notices():
             for backend in self._backends.values():
                 backend.notice(replica_id, self.clock.now())
+
+    async def _keep_router(self) -> None:
+        """Start the deployment's router again when it has died: the control plane may be dead, too."""
+        failures, lived = 0, 0
+        while True:
+            await asyncio.sleep(ROUTER_S)
+            try:
+                if not await asyncio.to_thread(self._router.start):
+                    lived += 1
+                    failures = 0 if lived * ROUTER_S >= ROUTER_STABLE_S else failures
+                    continue
+            except OSError as exc:
+                _log.error("the router does not start", error=str(exc))
+            else:
+                _log.warning("the router had died and is started again")
+            failures, lived = failures + 1, 0
+            await asyncio.sleep(backoff_s(failures))
 
     def _report(self) -> None:
         backends = {market: backend.report() for market, backend in self._backends.items()}

@@ -1,24 +1,16 @@
-"""The folder of a fleet process: orders, report and record, and whether the process lives.
-
-The process holds the lock of its folder from before its first instruction until its end: it gets it from whoever
-starts it. So of two that start it at once one does, and a lock that can be had means that nothing runs.
-"""
+"""The folder of a fleet process: its orders, its report, and the process itself."""
 
 from __future__ import annotations
 
-import fcntl
-import os
-import subprocess
-import threading
-import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-import psutil
 from pydantic import ValidationError
 
+from tandemn.fleet.engines.process import log_tail
 from tandemn.protocol.replicas import Market
-from tandemn.serving.local.orders import FleetReport, Order, ProcessRecord, order_name, replace_file
+from tandemn.serving.local.detached import Detached, replace_file
+from tandemn.serving.local.orders import FleetReport, Order, order_name
 from tandemn.settings import child_environment, python_executable
 
 if TYPE_CHECKING:
@@ -29,10 +21,6 @@ if TYPE_CHECKING:
 
 #: The backends that a fleet process can have.
 MARKETS = (Market.SPOT, Market.SERVERLESS)
-#: Process start times are read with this much tolerance, in seconds.
-SAME_START_S = 0.02
-#: Tries for a lock that somebody may hold just to look, and the wait between them in seconds.
-LOCK_TRIES, LOCK_WAIT_S = 5, 0.01
 
 
 class FleetFolder:
@@ -48,6 +36,7 @@ class FleetFolder:
         self.logs = logs
         self.lifetimes = path / "lifetimes.jsonl"
         self.notices = path / "notices"
+        self._process = Detached(path, logs / "fleet.log")
         self._seen: dict[Market, tuple[int, int, int]] | None = None
 
     # --- orders ---
@@ -99,8 +88,8 @@ class FleetFolder:
 
     def living_report(self) -> FleetReport | None:
         """Read the report of the process that lives; None where it has not written one yet."""
-        report, record = self.report(), self._record()
-        return report if report is not None and record is not None and report.pid == record.pid else None
+        report, process = self.report(), self._process.process()
+        return report if report is not None and process is not None and report.pid == process.pid else None
 
     def write_report(self, report: FleetReport) -> None:
         replace_file(self.path / "status.json", report.model_dump_json())
@@ -118,75 +107,27 @@ class FleetFolder:
 
     def start(self, settings: Settings) -> bool:
         """Start the process; False where it runs."""
-        lock = self._lock()
-        if lock is None:
-            return False
-        try:
-            self.logs.mkdir(parents=True, exist_ok=True)
-            command = [python_executable(), "-m", "tandemn.serving.local"]
-            command += ["--folder", str(self.path), "--logs", str(self.logs)]
-            with (self.logs / "fleet.log").open("ab") as log:
-                process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                    [*command, "--lock", str(lock)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                    pass_fds=(lock,),
-                    cwd="/",
-                    env=child_environment(settings),
-                )
-        finally:
-            os.close(lock)
-        with suppress(psutil.NoSuchProcess):
-            self.record_process(process.pid)
-        # It is reaped when it ends; who waits for it sleeps in the kernel.
-        threading.Thread(target=process.wait, name="fleet", daemon=True).start()
-        return True
-
-    def record_process(self, pid: int) -> None:
-        """Write down which process it is: its starter does, and it does itself, should the other have died."""
-        record = ProcessRecord(pid=pid, started=psutil.Process(pid).create_time())
-        replace_file(self.path / "process.json", record.model_dump_json())
+        command = [python_executable(), "-m", "tandemn.serving.local"]
+        command += ["--folder", str(self.path), "--logs", str(self.logs)]
+        return self._process.start(command, child_environment(settings))
 
     def is_running(self) -> bool:
         """Whether the process lives, however young it is."""
-        if not self.path.exists():
-            return False
-        lock = self._lock()
-        if lock is None:
-            return True
-        os.close(lock)
-        return False
+        return self._process.is_running()
+
+    def why_not_up(self) -> str | None:
+        """What it said last, where it ended as soon as it was started; None: it did not."""
+        if not self._process.has_died_young():
+            return None
+        return (log_tail(self.logs / "fleet.log").splitlines() or ["it said nothing"])[-1]
+
+    def forget_process(self) -> None:
+        """It has ended in order."""
+        self._process.forget()
 
     def signal(self, number: signal.Signals) -> None:
-        """Send the process a signal, where it lives and is known."""
-        record = self._record()
-        if record is None:
-            return
-        with suppress(psutil.NoSuchProcess):
-            process = psutil.Process(record.pid)
-            if abs(process.create_time() - record.started) < SAME_START_S:
-                process.send_signal(number)
-
-    def _record(self) -> ProcessRecord | None:
-        try:
-            return ProcessRecord.model_validate_json((self.path / "process.json").read_bytes())
-        except (FileNotFoundError, ValidationError):
-            return None
-
-    def _lock(self) -> int | None:
-        """Take the lock; None where another process holds it."""
-        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        for _ in range(LOCK_TRIES):
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                time.sleep(LOCK_WAIT_S)
-            else:
-                return descriptor
-        os.close(descriptor)
-        return None
+        """Send the process a signal, where it lives."""
+        self._process.signal(number)
 
 
 def fleet_folder(home: Path, remote_name: str) -> FleetFolder:

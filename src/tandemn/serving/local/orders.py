@@ -6,18 +6,13 @@ removed, the status likewise. Orders hold keys, so only their owner reads them.
 
 from __future__ import annotations
 
-import os
 from decimal import Decimal
-from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_serializer
 
 from tandemn.fleet.engines.engine import EngineName
 from tandemn.protocol.deployments import BackendState, ServerlessScaling, SpotScaling
 from tandemn.protocol.replicas import Market
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 class _Strict(BaseModel):
@@ -104,23 +99,6 @@ class FleetReport(BaseModel):
     backends: dict[Market, BackendReport] = Field(default_factory=dict)
 
 
-class ProcessRecord(BaseModel):
-    """`process.json`: which process the fleet is."""
-
-    pid: int
-    started: float
-    """Start time as psutil tells it: a pid alone may have been given to another."""
-
-
 def order_name(market: Market) -> str:
     """Name the file of a backend's order."""
     return f"{market.value}.json"
-
-
-def replace_file(path: Path, content: str) -> None:
-    """Write a file whole, readable by its owner only: a crash leaves the old one or the new one."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(content)
-    draft.replace(path)

@@ -54,8 +54,8 @@ CPU = "cpu"
 STOP_S = 10.0
 #: Between two looks at one that ends.
 LOOK_S = 0.02
-#: When to look again: it is a file.
-STATUS_S = 1.0
+#: When to look again: it is a file. A process that starts takes less than a second.
+STATUS_S, STARTING_S = 1.0, 0.2
 
 
 class Local:
@@ -128,6 +128,9 @@ class Local:
         )
         folder = self._folder(plan.remote_name)
         await self._do(folder.give_order, self.market, order)
+        why = await self._do(folder.why_not_up)
+        if why is not None:
+            raise faults.unavailable(self.name, f"its fleet process ended as soon as it was started: {why}")
         await self._do(folder.start, self._settings)
         return self._remote(plan.remote_name)
 
@@ -150,7 +153,7 @@ class Local:
         backend = None if report is None else report.backends.get(self.market)
         if backend is None:
             return BackendStatus(
-                state=BackendState.PROVISIONING, reason="its fleet process starts", look_s=STATUS_S
+                state=BackendState.PROVISIONING, reason="its fleet process starts", look_s=STARTING_S
             )
         seen = [ReplicaSeen(replica_id=r.replica_id, state=r.state, pid=r.pid) for r in backend.replicas]
         return BackendStatus(
@@ -190,6 +193,8 @@ class Local:
                     await self._do(folder.signal, signal.SIGKILL)
                 return False
             await asyncio.sleep(LOOK_S)
+        if not await self._do(folder.orders):
+            await self._do(folder.forget_process)
         return True
 
     async def usage(self, remote: Remote, since: float, until: float) -> Usage:
