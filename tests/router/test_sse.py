@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tandemn.router.sse import ChunkDecoder, EventCutter, Garbled, as_chunk, data_of, whole_chunk
+from tandemn.router.sse import (
+    CHUNK_BEGINS,
+    MAX_QUICK_BYTES,
+    SIZE_LINES,
+    ChunkDecoder,
+    EventCutter,
+    Garbled,
+    as_chunk,
+    chunk_end,
+    data_of,
+)
 
 contents = st.lists(st.binary(min_size=1, max_size=60), max_size=12)
 cuts = st.lists(st.integers(0, 2000), max_size=20)
@@ -51,21 +61,26 @@ def test_events_cut_anywhere_are_the_same_events(whole_events, begun, at):
     assert ends_seen <= {sum(map(len, whole_events[:n])) for n in range(len(whole_events) + 1)}
 
 
-@given(st.binary(max_size=300))
-def test_what_is_taken_for_a_whole_chunk_is_one(content):
-    piece = b"%x\r\n%b\n\n\r\n" % (len(content) + 2, content)
-    at = whole_chunk(piece)
-    assert piece[at:-2] == content + b"\n\n"
-    decoder = ChunkDecoder()
-    assert decoder.feed(piece) == content + b"\n\n"
-    assert decoder.is_between
+@given(st.integers(0, 1500), st.binary(max_size=20))
+def test_the_end_of_a_whole_chunk_is_where_the_decoder_finds_it(size, more):
+    piece = b"%x\r\n%b\r\n" % (size, bytes(size))
+    if size:
+        assert chunk_end(more + piece + more, len(more)) == len(more + piece)
+        assert CHUNK_BEGINS[len(piece)] == piece[: -size - 2] == SIZE_LINES[size]
+    else:
+        assert chunk_end(piece, 0) == 0, "the last chunk ends the message"
+    assert chunk_end(piece[:-1], 0) == 0
+    assert not any((b"x" * n).startswith(CHUNK_BEGINS[n]) for n in range(MAX_QUICK_BYTES))
 
 
 @given(st.binary(max_size=60))
 def test_other_bytes_are_only_taken_for_a_chunk_that_the_decoder_takes_too(piece):
-    at = whole_chunk(piece)
-    if at:
-        assert ChunkDecoder().feed(piece) == piece[at:-2]
+    end = chunk_end(piece, 0)
+    if end and piece[end - 2 : end] == b"\r\n":
+        content = piece[piece.index(b"\n") + 1 : end - 2]
+        assert ChunkDecoder().feed(piece[:end]) == content
+    if piece.startswith(CHUNK_BEGINS[len(piece)]) and piece.endswith(b"\r\n"):
+        assert chunk_end(piece, 0) == len(piece)
 
 
 @pytest.mark.parametrize(

@@ -351,8 +351,8 @@ class Router:
         stall = self.table.limits.stall_s
         if stall is None:
             return
-        for stream in [s for s in self.streams if s.last_at and now - s.last_at > stall]:
-            if stream.exchange.upstream is not None and not stream.exchange.client.is_paused:
+        for stream in [s for s in self.streams if s.silent_s(now) > stall]:
+            if stream.exchange.upstream is not None:
                 stream.broken(f"nothing came for {stall:g} s")
 
 

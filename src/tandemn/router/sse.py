@@ -2,7 +2,7 @@
 
 `ChunkDecoder` undoes HTTP/1.1 chunked coding (RFC 9112, 7.1); `EventCutter` holds back what follows the last
 complete event. Together they guarantee that a cut anywhere in a backend's answer leaves the client with whole
-events. `whole_chunk` recognises the usual case, one chunk that is one whole event, without decoding it.
+events. `CHUNK_BEGINS` tells the usual case, one chunk that is one whole event, without decoding it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,17 @@ MAX_EVENT_BYTES: Final = 16 << 20
 MAX_TRAILER_BYTES: Final = 64 << 10
 
 _SIZE = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;[^\r\n]*)?\r\n")
-_SMALL_SIZE: Final = {b"%x" % n: n for n in range(8192)}
+#: Chunks below this pass the quick way: events are of some hundred bytes.
+MAX_QUICK_BYTES: Final = 2048
+#: The size line of a chunk, by the length of its content.
+SIZE_LINES: Final = tuple(b"%x\r\n" % n for n in range(MAX_QUICK_BYTES))
+_BY_WHOLE: Final = {n + len(line) + 2: line for n, line in enumerate(SIZE_LINES) if n}
+#: The same by the length of the whole chunk, both CRLF included; where no chunk is so long, what is longer than that.
+CHUNK_BEGINS: Final = tuple(_BY_WHOLE.get(n, bytes(MAX_QUICK_BYTES)) for n in range(MAX_QUICK_BYTES))
+#: How a chunk ends that holds whole events.
+EVENT_CHUNK_END: Final = b"\n\n\r\n"
+NEWLINE: Final = 10
+_SMALL_SIZES: Final = {line[:-2]: n for n, line in enumerate(SIZE_LINES) if n}
 
 
 class Garbled(Exception):
@@ -106,15 +116,14 @@ class ChunkDecoder:
         return stop + 1
 
 
-def whole_chunk(piece: bytes) -> int:
-    """Where the content begins, if `piece` is exactly one chunk holding whole events; else 0.
-
-    The size line is compared with a table instead of parsed: this runs for every event.
-    """
-    at = piece.find(b"\r\n", 1, 5)
-    if at > 0 and piece.endswith(b"\n\n\r\n") and _SMALL_SIZE.get(piece[:at]) == len(piece) - at - 4:
-        return at + 2
-    return 0
+def chunk_end(data: bytes, at: int) -> int:
+    """Where the chunk that begins at `at` ends, its CRLF included; 0 where it is not all there or unusual."""
+    stop = data.find(b"\r\n", at, at + 6)
+    size = _SMALL_SIZES.get(data[at:stop]) if stop > 0 else None
+    if size is None:
+        return 0
+    end = stop + size + 4
+    return end if end <= len(data) else 0
 
 
 class EventCutter:

@@ -1,7 +1,8 @@
 """One streamed answer: whole events to the client, and on to another backend when its own is lost.
 
-The usual event, one HTTP chunk that holds it whole, passes with a handful of operations: recognise it, keep a
-reference, take token ids out, write. Everything unusual goes the slow way through decoder and cutter.
+The usual event, one HTTP chunk that holds it whole and says that the answer goes on, passes with a handful of
+operations: recognise it, keep a reference, take token ids out, write. Everything unusual goes the slow way
+through decoder and cutter.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import re
 import zlib
-from bisect import bisect_left
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
@@ -24,41 +24,72 @@ from tandemn.router.resume import (
 )
 from tandemn.router.routing import MAX_RESUMES
 from tandemn.router.seam import Seam, SeamMismatch, broken_events
-from tandemn.router.sse import LAST_CHUNK, ChunkDecoder, EventCutter, Garbled, as_chunk, data_of, whole_chunk
+from tandemn.router.sse import (
+    CHUNK_BEGINS,
+    EVENT_CHUNK_END,
+    LAST_CHUNK,
+    MAX_QUICK_BYTES,
+    NEWLINE,
+    SIZE_LINES,
+    ChunkDecoder,
+    EventCutter,
+    Garbled,
+    as_chunk,
+    chunk_end,
+    data_of,
+)
 from tandemn.router.table import Engine
 from tandemn.router.wire import AnswerHead, find_usage, rewrite_head
 
 if TYPE_CHECKING:
     from tandemn.router.exchange import Exchange
 
-#: Kept bytes that are packed at once: about 70 events, 0.3 µs each.
+#: Reads after which what is kept of a stream is joined, and bytes after which it is.
+PACK_READS: Final = 64
 PACK_BYTES: Final = 16 << 10
+#: Kept bytes of a stream, and of all, beyond which more is compressed too. It costs as much as everything else that
+#: is done for an event, and most answers are over before.
+RAW_STREAM_BYTES: Final = 128 << 10
+RAW_TOTAL_BYTES: Final = 64 << 20
+#: Of so many gaps between reads one is timed: a clock for every event would cost a tenth of it.
+READS_PER_GAP: Final = 16
 #: Shorter pieces are no events with text: `[DONE]`, comments, the last chunk.
 MIN_EVENT_BYTES: Final = 32
+#: Events of an answer that bring no token: the one with the role and `[DONE]`.
+EVENTS_WITHOUT_TOKEN: Final = 2
 #: Seconds between tries to continue one stream; a backend that restarts in place gets a few seconds.
 RESUME_DELAYS_S: Final = (0.0, 0.0, 0.1, 0.3, 1.0, 2.0, 4.0)
 
 _IDS: Final = re.compile(rb'"((?:prompt_)?token_ids)":\s?\[[^\]]*\]')
 _HIDDEN: Final = rb'"\1":null'
-_IDS_MARK: Final = b'"token_ids":['
+# Between an event's text and its token ids where the answer goes on. Quotes within a text are escaped, so a text
+# cannot hold it.
+_GOES_ON_WITH_IDS: Final = re.compile(rb'"finish_reason":\s?null,(?:"\w+":null,)*"token_ids":(?=\[)')
+_GOES_ON: Final = re.compile(rb'"finish_reason":\s?null')
+#: Found nowhere.
+_NOWHERE: Final = b"\r\n\r\n\r\n"
 _ERROR_EVENT: Final = b'data: {"error"'
 _ABORTED: Final = b'"abort"'
 
 
 class Stream:
     __slots__ = (
+        "_events",
+        "_gap_began",
         "_itl",
+        "_look_at",
+        "_mark",
+        "_rest",
+        "_seen_at_sweep",
+        "_swept_at",
         "can_resume",
-        "clean",
         "cutter",
         "decoder",
-        "events",
         "exchange",
         "hides_ids",
+        "is_clean",
         "is_done",
         "kept",
-        "kept_bytes",
-        "last_at",
         "last_data",
         "left",
         "packed",
@@ -84,14 +115,13 @@ class Stream:
         self.decoder = ChunkDecoder() if head.is_chunked else None
         self.cutter = EventCutter()
         self.left = -1 if head.length is None else head.length
-        self.clean = False
-        """Whether the next byte begins a chunk and an event."""
-        self.events = 0
+        self.is_clean = False
+        """Whether the next byte begins a chunk and an event, and both pass as they are."""
         self.is_done = False
         self.kept: list[bytes] = []
-        self.kept_bytes = 0
-        self.last_at = 0.0
-        self.packed: list[bytes] = []
+        """What came since it was packed last, read by read."""
+        self.packed: list[tuple[bool, bytes]] = []
+        """What was kept before: whether it is compressed, and the bytes."""
         self.packed_bytes = 0
         self.last_data = b""
         self.progress: Progress | None = None
@@ -101,7 +131,23 @@ class Stream:
         self.tries = 0
         self.why_not = "this kind of request cannot be resumed"
         self.write = exchange.client.write
+        self._events = 0
+        """Events that came, but for one a read of `kept`."""
+        self._gap_began = 0.0
         self._itl = backend.meter.itl
+        self._look_at = 1
+        """How many reads are kept when `_look` is due."""
+        self._mark = _NOWHERE if self.can_resume else b"{"
+        """What an event has in it that may pass the usual way; learned from the first one that has it."""
+        self._rest = b""
+        """What followed the ids in the last event."""
+        self._seen_at_sweep = -1
+        self._swept_at = 0.0
+
+    @property
+    def events(self) -> int:
+        """Events that came from the backend."""
+        return self._events + len(self.kept)
 
     def open(self, rest: bytes) -> None:
         """Pass on the head and what came with it."""
@@ -124,55 +170,109 @@ class Stream:
             client.write(rewrite_head(head, framing=b"", close=True))
         backend.counts["streams"] += 1
         exchange.router.streams.add(self)
-        self.last_at = exchange.began_at
-        upstream.feed = self.feed
+        upstream.feed = self._feed_otherwise
         if rest or self.left == 0:
-            self.feed(rest)
+            self._feed_otherwise(rest)
 
     # --- the usual way ----------------------------------------------------------------------------------
 
     def feed(self, data: bytes) -> None:
-        """Bytes of the answer, as they came."""
-        now = monotonic()
-        if self.clean:
-            at = whole_chunk(data)
-            if (
-                at
-                and len(data) > MIN_EVENT_BYTES
-                and not data.startswith(_ERROR_EVENT, at)
-                and _ABORTED not in data
-            ):
-                itl = self._itl
-                gap = now - self.last_at
-                itl.counts[bisect_left(itl.bounds, gap)] += 1
-                itl.total_s += gap
-                self.last_at = now
-                self.last_data = data
-                self.events += 1
-                if self.can_resume:
-                    self.kept.append(data)
-                    self.kept_bytes += len(data)
-                    if self.kept_bytes > PACK_BYTES:
-                        self._pack()
-                if self.hides_ids:
-                    data = self._hide(data, at)
-                self.write(data)
-                return
-        self._feed_slowly(data, now)
+        """Bytes of the answer, where the next one begins a chunk and an event: nearly always one of each."""
+        event = self._without_ids(data) if self.hides_ids else self._as_it_is(data)
+        if event:
+            write = self.write  # a local: calling a slot directly is slower
+            write(event)
+        else:
+            self._feed_otherwise(data)
 
-    def _hide(self, data: bytes, at: int) -> bytes:
-        """The chunk without token ids; its content begins at `at`."""
-        start = data.rfind(_IDS_MARK)
-        if start < 0:
-            return data
-        if data.find(_IDS_MARK, at, start) >= 0:
-            return as_chunk(_IDS.sub(_HIDDEN, data[at:-2]))
-        stop = data.find(b"]", start) + 1
-        # What replaces the list is `null`; the size line counts the content without the chunk's own CRLF.
-        size = start + 14 - at + len(data) - stop
-        return b"%x\r\n%bnull%b" % (size, data[at : start + 12], data[stop:])
+    # What these two do is done for every event, and chosen by the clock: of the ways to look into bytes, those
+    # with a start argument, `in` and `count` are several times as slow.
+
+    def _without_ids(self, chunk: bytes) -> bytes:
+        """Keep the event and return its chunk with null for the ids; nothing where it is an unusual one."""
+        size = len(chunk)
+        if size >= MAX_QUICK_BYTES:
+            return b""
+        line = CHUNK_BEGINS[size]
+        before, _, after = chunk.rpartition(b"[")
+        if not (chunk.startswith(line) and before.endswith(self._mark)):
+            return b""
+        shown = before[len(line) :]
+        rest = after.partition(b"]")[2]
+        if NEWLINE in shown or (rest != self._rest and not self._is_rest(rest)):
+            return b""
+        kept = self.kept
+        kept.append(chunk)
+        if len(kept) == self._look_at:
+            self._look()
+        # The size line counts the content, not the CRLF behind it.
+        return b"".join((SIZE_LINES[len(shown) + len(rest) + 2], shown, b"null", rest))
+
+    def _is_rest(self, rest: bytes) -> bool:
+        """Whether an event and its chunk end with these bytes; most often they are those of the event before."""
+        if not rest.endswith(EVENT_CHUNK_END) or rest.count(b"\n") != 3:
+            return False
+        self._rest = rest
+        return True
+
+    def _as_it_is(self, chunk: bytes) -> bytes:
+        """Keep the event and return its chunk; nothing where it is an unusual one."""
+        size = len(chunk)
+        if (
+            size >= MAX_QUICK_BYTES
+            or not (chunk.startswith(CHUNK_BEGINS[size]) and chunk.endswith(EVENT_CHUNK_END))
+            or chunk.find(self._mark) < 0
+            or (self.can_resume and chunk.count(b"\n") != 4)
+        ):
+            return b""
+        kept = self.kept
+        kept.append(chunk)
+        if len(kept) == self._look_at:
+            self._look()
+        return chunk
+
+    def _look(self) -> None:
+        """Now and then: time the gap between two reads, and pack what is kept."""
+        reads = len(self.kept)
+        now = monotonic()
+        if not self._gap_began:
+            self._gap_began = now
+            self._look_at = reads + 1
+            return
+        self._itl.add(now - self._gap_began)
+        self._gap_began = 0.0
+        if reads >= PACK_READS:
+            self._pack()
+            reads = 0
+        self._look_at = reads + READS_PER_GAP - 1
 
     # --- the slow way -----------------------------------------------------------------------------------
+
+    def _feed_otherwise(self, data: bytes) -> None:
+        """Bytes of the answer, from anywhere in it."""
+        if self.is_clean:
+            data = self._feed_chunks(data)
+            if not data:
+                return
+        upstream = self.exchange.upstream
+        self._feed_slowly(data, monotonic())
+        if upstream is not None and upstream is self.exchange.upstream:
+            upstream.feed = self.feed if self.is_clean else self._feed_otherwise
+
+    def _feed_chunks(self, data: bytes) -> bytes:
+        """Pass on the usual events at the beginning of a read that holds several; what follows them."""
+        out: list[bytes] = []
+        at = 0
+        take = self._without_ids if self.hides_ids else self._as_it_is
+        while end := chunk_end(data, at):
+            event = take(data[at:end])
+            if not event:
+                break
+            out.append(event)
+            at = end
+        if out:
+            self.write(b"".join(out))
+        return data[at:]
 
     def _feed_slowly(self, data: bytes, now: float) -> None:
         try:
@@ -190,7 +290,7 @@ class Stream:
         decoder = self.decoder
         if decoder is not None:
             events = self.cutter.feed(decoder.feed(data))
-            self.clean = decoder.is_between and not self.cutter.held and self._is_chunked_out()
+            self.is_clean = decoder.is_between and not self.cutter.held and self._is_chunked_out()
             return decoder.is_ended, events
         if self.left >= 0:
             data = data[: self.left]
@@ -202,7 +302,7 @@ class Stream:
 
     def _deliver(self, events: bytes, now: float) -> bool:
         """Pass whole events on; False where they told that the backend is lost."""
-        self._note_time(now)
+        self._note_first(now)
         if self.seam is not None:
             return self._deliver_continued(events)
         if self.can_resume and (_ERROR_EVENT in events or _ABORTED in events):
@@ -216,40 +316,44 @@ class Stream:
         return True
 
     def _pass(self, events: bytes) -> None:
-        self.events += 1
-        if len(events) > MIN_EVENT_BYTES:
-            self.last_data = events
         if b"data: [DONE]" in events:
             self.is_done = True
         if self.can_resume:
-            self.kept.append(events)
-            self.kept_bytes += len(events)
-            if self.kept_bytes > PACK_BYTES:
-                self._pack()
+            goes_on = (_GOES_ON_WITH_IDS if self.hides_ids else _GOES_ON).search(events)
+            if goes_on is not None:
+                self._mark = goes_on[0]
+        self.kept.append(events)
+        self._events += events.count(b"\n\n") - 1
+        if len(events) > PACK_BYTES:
+            self._pack()
+        elif len(self.kept) >= self._look_at:
+            self._look()
         self._out(_IDS.sub(_HIDDEN, events) if self.hides_ids else events)
 
-    def _note_time(self, now: float) -> None:
+    def _note_first(self, now: float) -> None:
         exchange = self.exchange
-        if self.events == 0 and self.resumes == 0:
-            if exchange.backend is not None:
-                exchange.backend.meter.first_byte(now - exchange.began_at, now)
-        elif self.last_at:
-            self._itl.add(now - self.last_at)
-        self.last_at = now
+        if self.events == 0 and self.resumes == 0 and exchange.backend is not None:
+            exchange.backend.meter.first_byte(now - exchange.began_at, now)
 
     def _out(self, events: bytes) -> None:
         if events:
             self.write(as_chunk(events) if self.exchange.request.version == "1.1" else events)
 
     def _pack(self) -> None:
-        """Put what is kept away until it is needed: events resemble each other, so they shrink to a tenth."""
-        packed = zlib.compress(b"".join(self.kept), 1)
-        self.kept.clear()
-        self.kept_bytes = 0
-        self.packed.append(packed)
-        self.packed_bytes += len(packed)
+        """Put what is kept away until it is needed."""
+        kept, self.kept = self.kept, []
+        self._events += len(kept)
+        self.last_data = _last_event(kept) or self.last_data
+        if not self.can_resume:
+            return
         router = self.exchange.router
-        router.kept_bytes += len(packed)
+        block = b"".join(kept)
+        is_packed = self.packed_bytes > RAW_STREAM_BYTES or router.kept_bytes > RAW_TOTAL_BYTES
+        if is_packed:
+            block = zlib.compress(block, 1)  # events resemble each other: a tenth of it remains
+        self.packed.append((is_packed, block))
+        self.packed_bytes += len(block)
+        router.kept_bytes += len(block)
         limits = router.table.limits
         if self.packed_bytes > limits.kept_stream_bytes or router.kept_bytes > limits.kept_total_bytes:
             self.can_resume = False
@@ -261,8 +365,8 @@ class Stream:
         progress = self.progress
         if progress is None:
             progress = self.progress = Progress()
-        for packed in self.packed:
-            progress.fold(zlib.decompress(packed))
+        for is_packed, block in self.packed:
+            progress.fold(zlib.decompress(block) if is_packed else block)
         progress.fold(b"".join(self.kept))
         self._forget()
         return progress
@@ -272,7 +376,14 @@ class Stream:
         self.packed_bytes = 0
         self.packed.clear()
         self.kept.clear()
-        self.kept_bytes = 0
+
+    def silent_s(self, now: float) -> float:
+        """Seconds for which the backend has said nothing although it could; as exact as calls are frequent."""
+        events = self.events
+        if events != self._seen_at_sweep or self.exchange.client.is_paused or self.exchange.head is None:
+            self._seen_at_sweep = events
+            self._swept_at = now
+        return now - self._swept_at
 
     # --- the end ----------------------------------------------------------------------------------------
 
@@ -308,10 +419,10 @@ class Stream:
         backend = self.exchange.backend
         if backend is None:
             return
-        usage = find_usage(self.last_data)
+        usage = find_usage(_last_event(self.kept) or self.last_data)
         if usage is None:
-            # One event is about one token; the role, finish and [DONE] events are not.
-            backend.counts["estimated_completion_tokens"] += max(0, self.events - 2)
+            # One event is about one token.
+            backend.counts["estimated_completion_tokens"] += max(0, self.events - EVENTS_WITHOUT_TOKEN)
         else:
             backend.counts["prompt_tokens"] += usage[0]
             backend.counts["completion_tokens"] += usage[1]
@@ -341,9 +452,7 @@ class Stream:
                 exchange.tried = (*exchange.tried, backend.spec.name)
         self._note_tokens()
         exchange.release(reusable=False)
-        self.events = 2
-        self.last_data = b""
-        self.clean = False
+        self.is_clean = False
         if self.is_done:
             self._close(is_whole=False)
             return
@@ -355,6 +464,9 @@ class Stream:
             self._give_up(f"it broke {self.resumes} times", backend.spec.name if backend else "")
         else:
             self._unpack()
+            # From here on only what the next backend says is counted; its answer begins without a role.
+            self._events = EVENTS_WITHOUT_TOKEN
+            self.last_data = b""
             self._resume()
 
     def _give_up(self, reason: str, name: str = "") -> None:
@@ -428,14 +540,13 @@ class Stream:
         exchange.router.meter.backends[broken].counts["resumes"] += 1
         exchange.tried = ()
         backend.counts["streams"] += 1
-        self._itl = backend.meter.itl
-        self.last_at = 0.0
+        self._seen_at_sweep = -1
         self.decoder = ChunkDecoder() if head.is_chunked else None
         self.cutter = EventCutter()
         self.left = -1 if head.length is None else head.length
-        upstream.feed = self.feed
+        upstream.feed = self._feed_otherwise
         if rest:
-            self.feed(rest)
+            self._feed_otherwise(rest)
 
     def _deliver_continued(self, events: bytes) -> bool:
         seam = self.seam
@@ -453,7 +564,7 @@ class Stream:
                 self.exchange.release(reusable=False)
                 self._give_up(str(exc))
                 return False
-        self.events += len(out)
+        self._events += len(out)
         if len(events) > MIN_EVENT_BYTES:
             self.last_data = events  # as the backend told it: its own tokens only
         self.is_done = seam.progress.is_done
@@ -462,6 +573,11 @@ class Stream:
             self.why_not = "the answer is longer than what is kept"
         self._out(b"".join(out))
         return True
+
+
+def _last_event(pieces: list[bytes]) -> bytes:
+    """The last that is an event with text; nothing where there is none."""
+    return next((piece for piece in reversed(pieces) if len(piece) > MIN_EVENT_BYTES), b"")
 
 
 def _before_failure(events: bytes) -> tuple[bytes, bool]:

@@ -1,0 +1,291 @@
+"""A stream's events come out the same however its bytes arrive; the wire on both sides is a list of bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from itertools import pairwise
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tandemn.router.downstream import Client
+from tandemn.router.progress import Progress
+from tandemn.router.router import Keys, Router
+from tandemn.router.sse import ChunkDecoder
+from tandemn.router.stream import Stream
+from tandemn.router.table import read_table
+from tandemn.router.upstream import Upstream
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+DONE = b"data: [DONE]\n\n"
+IDS = re.compile(rb'"((?:prompt_)?token_ids)":\s?\[[^\]]*\]')
+
+
+class Wire:
+    """What a transport is told to write."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+        self.is_closed = False
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+
+    def is_closing(self) -> bool:
+        return self.is_closed
+
+    def abort(self) -> None:
+        self.is_closed = True
+
+    close = abort
+
+    def set_write_buffer_limits(self, high: int) -> None:
+        pass
+
+    @property
+    def content(self) -> bytes:
+        return b"".join(self.written)
+
+
+class Rig:
+    """A client whose request is on its way on a pooled connection."""
+
+    upstream: Any
+    client: Any
+    wire: Any
+
+    def __init__(self, path="/v1/chat/completions", engine="vllm", **body):
+        table = {
+            "version": 1,
+            "backends": [{"name": "a", "market": "serverless", "url": "http://x", "engine": engine}],
+        }
+        self.router = Router(read_table(json.dumps(table).encode()), Keys())
+        self.router.apply(self.router.table)
+        pool = self.router.backends["a"].pool
+        self.upstream = Upstream(pool)
+        self.upstream.transport = Wire()
+        self.upstream.write = self.upstream.transport.write
+        pool.put(self.upstream)
+        self.wire = Wire()
+        self.client = Client(self.router)
+        self.client.connection_made(self.wire)
+        content = json.dumps({"stream": True, **body}).encode()
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
+        self.client.data_received(head.encode() + content)
+
+    def feed(self, *reads):
+        for data in reads:
+            self.upstream.data_received(data)
+
+    def answer(self):
+        """What the client got: the head as it came, then every event in chunks that hold whole ones."""
+        head, _, rest = self.wire.content.partition(b"\r\n\r\n")
+        assert head + b"\r\n\r\n" == HEAD
+        for written in self.wire.written[1:]:
+            got = ChunkDecoder().feed(written)
+            assert got.endswith((b"\n\n", b"\n\r\n")) or written == b"0\r\n\r\n"
+        return ChunkDecoder().feed(rest)
+
+
+def chunk(content):
+    return b"%x\r\n%b\r\n" % (len(content), content)
+
+
+def chat(text, ids, finish=None, **more):
+    choice = {"index": 0, "delta": {"content": text}, "logprobs": None, "finish_reason": finish}
+    return {"id": "c", "choices": [{**choice, "token_ids": ids}], **more}
+
+
+def completion(text, ids, finish=None, **more):
+    choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": finish, "stop_reason": None}
+    return {"id": "c", "choices": [{**choice, "prompt_token_ids": None, "token_ids": ids}], **more}
+
+
+def as_events(events, **separators):
+    return [
+        b"data: " + json.dumps(event, ensure_ascii=False, **separators).encode() + b"\n\n" for event in events
+    ]
+
+
+texts = st.text(st.sampled_from('ab [{"\\\n]é😀'), max_size=12) | st.just(
+    '"finish_reason":null,"token_ids":[1]'
+)
+ids = st.lists(st.integers(0, 200_000), min_size=1, max_size=3)
+usage: st.SearchStrategy[dict[str, Any]] = st.just({}) | st.integers(1, 99).map(
+    lambda n: {"usage": {"prompt_tokens": 3, "completion_tokens": n}}
+)
+cuts = st.lists(st.integers(0, 9999), max_size=40)
+
+
+@st.composite
+def streams(draw):
+    make = draw(st.sampled_from((chat, completion)))
+    first = {**make("", None), "prompt_token_ids": [5, 6]}
+    middle = [make(draw(texts), draw(ids), **draw(usage)) for _ in range(draw(st.integers(0, 12)))]
+    spaces = draw(st.sampled_from(({"separators": (",", ":")}, {})))
+    last = make("x", [2], draw(st.sampled_from(("stop", None))))
+    events = as_events([first, *middle, last], **spaces)
+    if draw(st.booleans()):
+        events.insert(draw(st.integers(0, len(events))), b": ping\n\n")
+    return [*events, DONE]
+
+
+@st.composite
+def reads(draw, events):
+    """The events in chunks of one or more, or cut anywhere; one or more chunks a read, or cut anywhere."""
+    content = b"".join(events)
+    if draw(st.booleans()):
+        chunks = [chunk(b"".join(group)) for group in grouped(draw, events)]
+    else:
+        places = sorted({0, len(content), *draw(st.lists(st.integers(1, len(content)), max_size=20))})
+        chunks = [chunk(content[a:b]) for a, b in pairwise(places)]
+    chunks.append(b"0\r\n\r\n")
+    if draw(st.booleans()):
+        return [b"".join(group) for group in grouped(draw, [HEAD, *chunks])]
+    whole = HEAD + b"".join(chunks)
+    places = sorted({0, len(whole), *(cut % len(whole) for cut in draw(cuts))})
+    return [whole[a:b] for a, b in pairwise(places)]
+
+
+def grouped(draw, parts):
+    """The parts in order, mostly one by one."""
+    at = 0
+    while at < len(parts):
+        size = draw(st.sampled_from((1, 1, 1, 2, 3)))
+        yield parts[at : at + size]
+        at += size
+
+
+@given(st.data())
+def test_ids_are_taken_out_and_all_else_passes_however_it_arrives(data):
+    events = data.draw(streams())
+    rig = Rig(messages=[])
+    assert b'"return_token_ids":true' in rig.upstream.transport.content
+    rig.feed(*data.draw(reads(events)))
+    assert rig.answer() == IDS.sub(rb'"\1":null', b"".join(events))
+    assert rig.wire.content.endswith(b"0\r\n\r\n")
+    assert rig.client.exchange is None, "the answer is over"
+    assert not rig.wire.is_closed
+
+
+@given(st.data())
+def test_what_a_client_asked_for_passes_as_it_is(data):
+    events = data.draw(streams())
+    body = data.draw(st.sampled_from(({"return_token_ids": True}, {"n": 2}, {"tools": [{}]})))
+    rig = Rig(messages=[], **body)
+    rig.feed(*data.draw(reads(events)))
+    assert rig.answer() == b"".join(events)
+
+
+@given(st.data())
+def test_what_is_kept_tells_how_far_the_stream_has_come(data):
+    events = data.draw(streams())[:-2] * data.draw(st.sampled_from((1, 1, 40)))
+    rig = Rig(messages=[], engine=data.draw(st.sampled_from(("vllm", "llamacpp"))))
+    whole = b"".join(data.draw(reads(events)))[: -len(b"0\r\n\r\n")]
+    places = sorted({0, len(whole), *(cut % len(whole) for cut in data.draw(cuts))})
+    rig.feed(*(whole[a:b] for a, b in pairwise(places)))
+    stream = rig.client.exchange.stream
+    assert stream.events == len(events)
+    expected = Progress()
+    expected.fold(b"".join(events))
+    found = stream._unpack()
+    assert (found.text, found.ids, list(found.marks)) == (expected.text, expected.ids, list(expected.marks))
+    assert rig.router.kept_bytes == 0
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_nearly_every_event_passes_the_usual_way(monkeypatch, size):
+    """What makes an event cheap is that it is not decoded: also where several arrive in one read."""
+    slowly = Stream._feed_slowly
+    slow: list[bytes] = []
+
+    def counted(stream, data, now):
+        slow.append(data)
+        slowly(stream, data, now)
+
+    monkeypatch.setattr(Stream, "_feed_slowly", counted)
+    for make, more in ((chat, {}), (completion, {}), (chat, {"usage": {"completion_tokens": 7}})):
+        slow.clear()
+        rig = Rig(messages=[])
+        events = as_events([make(f"w{n}", [1000 + n], **more) for n in range(210)], separators=(",", ":"))
+        rig.feed(HEAD + chunk(events[0]))
+        for at in range(1, len(events), size):
+            rig.feed(b"".join(map(chunk, events[at : at + size])))
+        assert rig.answer() == IDS.sub(rb'"\1":null', b"".join(events))
+        assert len(slow) == 1
+        assert rig.client.exchange.stream.events == len(events)
+
+
+@pytest.mark.parametrize("ids_wanted", [False, True])
+def test_a_read_that_looks_like_a_whole_chunk_is_measured(ids_wanted):
+    """A chunk whose beginning ends like a chunk: only its size tells that it goes on."""
+    rig = Rig(messages=[], **({"return_token_ids": True} if ids_wanted else {}))
+    first, second = as_events([chat("a", [1]), chat("b", [2])], separators=(",", ":"))
+    whole = chunk(second + b"\r\n: still the same chunk\n\n")
+    cut = whole.index(b"\n\n\r\n") + 4
+    rig.feed(HEAD + chunk(first), whole[:cut], whole[cut:], chunk(DONE) + b"0\r\n\r\n")
+    told = first + second + b"\r\n: still the same chunk\n\n" + DONE
+    assert rig.answer() == (told if ids_wanted else IDS.sub(rb'"\1":null', told))
+
+
+@pytest.mark.parametrize("engine", ["vllm", "llamacpp"])
+@pytest.mark.parametrize(
+    "last", [chat("d", [4], "abort"), chat("d", None, "abort"), {"error": {"code": 500}}]
+)
+@pytest.mark.parametrize("is_one_chunk", [False, True])
+def test_an_answer_that_its_engine_gave_up_is_continued_elsewhere(engine, last, is_one_chunk):
+    async def until_it_breaks():
+        rig = Rig(messages=[], engine=engine)
+        said = [chat("a", [1]), chat("b", [2]), chat("c", [3]), last]
+        events = as_events(said, separators=(",", ":"))
+        rig.feed(HEAD + chunk(events[0]), chunk(events[1]))
+        rig.feed(*([chunk(b"".join(events[2:]))] if is_one_chunk else map(chunk, events[2:])))
+        assert rig.client.exchange.stream.resumes == 1
+        assert b'"c"' in rig.wire.content
+        assert b"abort" not in rig.wire.content
+        assert b"error" not in rig.wire.content
+        rig.client.connection_lost(None)
+
+    asyncio.run(until_it_breaks())
+
+
+def test_a_long_answer_is_kept_compressed(monkeypatch):
+    monkeypatch.setattr("tandemn.router.stream.RAW_STREAM_BYTES", 10_000)
+    rig = Rig(messages=[])
+    events = as_events([chat(f"w{n}", [1000 + n]) for n in range(2000)], separators=(",", ":"))
+    for event in events:
+        rig.feed(chunk(event) if event is not events[0] else HEAD + chunk(event))
+    assert rig.router.kept_bytes < 60_000 < sum(map(len, events))
+    assert rig.client.exchange.stream._unpack().ids == list(range(1000, 3000))
+
+
+def test_past_its_limit_a_stream_is_no_longer_kept():
+    rig = Rig(messages=[])
+    limits = msgspec.structs.replace(rig.router.table.limits, kept_stream_bytes=5_000)
+    rig.router.table = msgspec.structs.replace(rig.router.table, limits=limits)
+    events = as_events([chat(f"w{n}", [1000 + n]) for n in range(200)], separators=(",", ":"))
+    for event in events:
+        rig.feed(chunk(event) if event is not events[0] else HEAD + chunk(event))
+    assert rig.router.kept_bytes == 0
+    assert not rig.client.exchange.stream.can_resume
+    rig.feed(chunk(DONE) + b"0\r\n\r\n")
+    assert rig.answer() == IDS.sub(rb'"\1":null', b"".join([*events, DONE]))
+
+
+def test_a_stream_is_silent_only_while_its_backend_could_speak():
+    rig = Rig(messages=[])
+    rig.feed(HEAD + chunk(as_events([chat("a", [1])])[0]))
+    stream = rig.client.exchange.stream
+    assert stream.silent_s(100.0) == 0.0
+    assert stream.silent_s(130.0) == 30.0
+    rig.feed(chunk(as_events([chat("b", [2])])[0]))
+    assert stream.silent_s(150.0) == 0.0
+    rig.client.is_paused = True
+    assert stream.silent_s(400.0) == 0.0
+    rig.client.is_paused = False
+    assert stream.silent_s(401.0) == 1.0
