@@ -11,6 +11,7 @@ class EventKind(StrEnum):
     JOB_SUBMITTED = "job_submitted"
     JOB_PLANNED = "job_planned"
     JOB_STATE = "job_state"
+    JOB_PACED = "job_paced"
     BUDGET_REACHED = "budget_reached"
     JOB_SEALED = "job_sealed"
     JOB_ENDED = "job_ended"

@@ -53,6 +53,8 @@ class Settings(BaseSettings):
     """How long a chunk stays with a replica that has fallen silent."""
     heartbeat_s: float = Field(default=5.0, gt=0)
     """How often a replica reports."""
+    pace_s: float = Field(default=15.0, gt=0)
+    """How often a running job's pace is looked at."""
     flush_s: float = Field(default=3.0, gt=0)
     """How often a replica stores finished answers of an unfinished chunk."""
     leader_lease_s: float = Field(default=10.0, gt=0)

@@ -8,6 +8,7 @@ import pytest
 
 from tandemn.fleet.reconcile import (
     BACKOFF_S,
+    CAPACITY_BACKOFF_S,
     FAILURES_LIMIT,
     HELLO_S,
     SILENT_S,
@@ -252,3 +253,10 @@ def test_a_replica_that_worked_and_failed_otherwise_is_replaced():
     worked = ended("r0", code="engine_died", requests_done=500)
     (action,) = decide(Fleet(wanted=(1,), replicas=(worked,)), NOW)
     assert isinstance(action, Request)
+
+
+def test_a_market_with_nothing_to_rent_is_waited_for_longer_and_never_given_up():
+    row = [ended(f"r{i}", code="no_capacity", ended_at=NOW + i) for i in range(40)]
+    [request] = decide(Fleet(wanted=(1,), replicas=tuple(row)), NOW)
+    assert isinstance(request, Request)
+    assert request.not_before == row[-1].ended_at + CAPACITY_BACKOFF_S

@@ -17,6 +17,7 @@ from tandemn.protocol.jobs import (
     JobState,
     JobStatus,
     JobSummary,
+    PaceView,
     ReplicaView,
     RequestCounts,
     SwapView,
@@ -84,6 +85,8 @@ def progress_line(status: JobStatus, now: float) -> str:
         parts.append(f"cost {figure(status.cost)}")
     if status.swap and status.swap.state in {"launching", "draining"}:
         parts.append(swap_line(status.swap))
+    if status.pace and status.pace.acted_because and not status.state.has_ended:
+        parts.append(f"pacing: {status.pace.acted_because}")
     return ", ".join(parts)
 
 
@@ -100,6 +103,8 @@ def status_lines(status: JobStatus, now: float) -> list[str]:
         ("tokens", f"{status.prompt_tokens:,} read, {status.output_tokens:,} written"),
         ("cost", cost_line(status)),
     ]
+    if status.pace and not status.state.has_ended:
+        rows.append(("pacing", pacing_line(status.pace)))
     if status.swap:
         rows.append(("swap", swap_line(status.swap)))
     if status.koi:
@@ -329,6 +334,12 @@ def koi_line(advice: KoiAdvice) -> str:
 def _with_reason_code(replica: ReplicaView) -> str:
     code = f"[{replica.reason_code}]" if replica.reason_code is not None else ""
     return f"{replica.reason or ''} {code}".strip()
+
+
+def pacing_line(pace: PaceView) -> str:
+    """Say what was last decided on the number of replicas, and why."""
+    last = f"; last change: {pace.acted_because}" if pace.acted_because and pace.acted_at != pace.at else ""
+    return f"{text.plural(pace.replicas_wanted, 'replica')} wanted: {pace.reason}{last}"
 
 
 def swap_line(swap: SwapView) -> str:

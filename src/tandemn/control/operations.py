@@ -47,9 +47,9 @@ async def add(services: Services, job_id: str, request: AddRequest, *, actor: st
 
     def record(connection: Connection) -> AddAnswer:
         job = _changeable(connection, job_id)
-        config = _changed(job, _first_group(job), request, market=_market(request.on_demand))
+        config = _changed(job, first_group(job), request, market=_market(request.on_demand))
         groups = [dict(group) for group in job.groups]
-        index = next((i for i in _open_groups(job) if _same(groups[i], config)), None)
+        index = next((i for i in open_groups(job) if _same(groups[i], config)), None)
         if index is None:
             index = len(groups)
             groups.append({"config": config.model_dump(mode="json"), "wanted": 0})
@@ -65,7 +65,15 @@ async def add(services: Services, job_id: str, request: AddRequest, *, actor: st
             now=now,
             reason="added by request",
         )
-        events.append(connection, EventKind.REPLICAS_ADDED, now=now, job_id=job.job_id, actor=actor, new=new)
+        events.append(
+            connection,
+            EventKind.REPLICAS_ADDED,
+            now=now,
+            job_id=job.job_id,
+            actor=actor,
+            new=new,
+            replicas_wanted=sum(group["wanted"] for group in groups),
+        )
         return AddAnswer(job_id=job.job_id, new=new, config=config)
 
     answer = await services.database.run(record)
@@ -104,6 +112,7 @@ async def kill(services: Services, job_id: str, wanted: list[str], *, actor: str
             ):
                 groups[replica.group]["wanted"] = max(0, groups[replica.group]["wanted"] - 1)
         jobs.change(connection, job.job_id, groups=groups)
+        left: int = sum(group["wanted"] for group in groups)
         events.append(
             connection,
             EventKind.REPLICAS_KILLED,
@@ -112,8 +121,9 @@ async def kill(services: Services, job_id: str, wanted: list[str], *, actor: str
             actor=actor,
             killed=killed,
             chunks_reclaimed=reclaimed,
+            replicas_wanted=left,
         )
-        return sum(group["wanted"] for group in groups)
+        return left
 
     left = await services.database.run(record)
     services.pulse.beat(job.job_id)
@@ -154,14 +164,14 @@ async def swap(services: Services, job_id: str, request: SwapRequest, *, actor: 
                 code="threshold_too_high",
                 param="ready_threshold",
             )
-        config = _changed(job, _first_group(job), request, market=_market(request.on_demand))
+        config = _changed(job, first_group(job), request, market=_market(request.on_demand))
         index = len(job.groups)
         groups = [*job.groups, {"config": config.model_dump(mode="json"), "wanted": count}]
         under_way = {
             "state": "launching",
             "reason": "new replicas are being launched",
             "new_group": index,
-            "first_group": _first_group(job),
+            "first_group": first_group(job),
             "threshold": threshold,
             "old": old,
         }
@@ -185,6 +195,7 @@ async def swap(services: Services, job_id: str, request: SwapRequest, *, actor: 
             new=new,
             old=old,
             threshold=threshold,
+            is_fixed=request.replicas is not None,
         )
         return SwapAnswer(job_id=job.job_id, new=new, old=old, config=config, threshold=threshold)
 
@@ -268,7 +279,7 @@ def _changeable(connection: Connection, job_id: str) -> JobRecord:
     return job
 
 
-def _first_group(job: JobRecord) -> int:
+def first_group(job: JobRecord) -> int:
     """Groups below this one were swapped out; its configuration is the job's own."""
     if job.swap is None:
         return 0
@@ -277,11 +288,11 @@ def _first_group(job: JobRecord) -> int:
     return first
 
 
-def _open_groups(job: JobRecord) -> list[int]:
+def open_groups(job: JobRecord) -> list[int]:
     """Groups that replicas can be added to: neither swapped out, nor of a swap that came to nothing."""
     swap = job.swap
     closed = swap["new_group"] if swap and swap["state"] in {"failed", "cancelled"} else None
-    return [index for index in range(_first_group(job), len(job.groups)) if index != closed]
+    return [index for index in range(first_group(job), len(job.groups)) if index != closed]
 
 
 def _changed(

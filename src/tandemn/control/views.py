@@ -14,6 +14,7 @@ from tandemn.protocol.jobs import (
     JobStatus,
     JobSummary,
     LineErrorView,
+    PaceView,
     ReplicaConfig,
     ReplicaView,
     RequestCounts,
@@ -36,7 +37,7 @@ def status(connection: Connection, job_id: str, *, now: float) -> JobStatus:
     totals = chunks.totals(connection, job_id)
     fleet = replicas.of_job(connection, job_id)
     live = [replica for replica in fleet if not replica.state.has_ended]
-    requests = _requests(job, totals, live)
+    requests = request_counts(job, totals, live)
     rates = [replica.beat_rate for replica in live if replica.beat_rate]
     requests_per_s = sum(rate["requests_per_s"] for rate in rates) if rates else None
     tokens_per_s = sum(rate["tokens_per_s"] for rate in rates) if rates else None
@@ -73,6 +74,7 @@ def status(connection: Connection, job_id: str, *, now: float) -> JobStatus:
         errors_total=job.line_errors_total,
         swap=_swap(job, fleet),
         koi=job.koi,
+        pace=PaceView.model_validate(job.pace) if job.pace else None,
     )
 
 
@@ -85,7 +87,7 @@ def summary(connection: Connection, job: JobRecord, *, now: float) -> JobSummary
         owner=job.owner,
         state=job.state,
         model=job.model,
-        requests=_requests(job, totals, []),
+        requests=request_counts(job, totals, []),
         created_at=job.created_at,
         deadline=job.deadline,
         is_late=ended > job.deadline,
@@ -132,7 +134,8 @@ def event_list(found: list[EventRecord], limit: int) -> EventList:
     return EventList(events=shown, next_after=shown[-1].seq if len(shown) == limit else None)
 
 
-def _requests(job: JobRecord, totals: ChunkTotals, live: list[ReplicaRecord]) -> RequestCounts:
+def request_counts(job: JobRecord, totals: ChunkTotals, live: list[ReplicaRecord]) -> RequestCounts:
+    """Count answered requests: of chunks that are done, and of those that `live` replicas are at."""
     if job.state.has_ended:
         completed, failed = job.completed, job.failed
     else:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from tandemn.fleet.reasons import Ending, reason_code
+from tandemn.fleet.reasons import NO_CAPACITY_CODES, Ending, reason_code
 from tandemn.protocol.replicas import Goodbye, Market, ReasonCode, ReplicaState
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ FAILURES_LIMIT = 4
 LOSSES_LIMIT = 25
 #: The wait before a replacement: doubled with each failure in a row, from the first to the last of these.
 BACKOFF_S = (1.0, 60.0)
+#: The longest wait where there was nothing to rent: a market that is empty stays so for minutes.
+CAPACITY_BACKOFF_S = 300.0
 
 #: Failures that every further replica would repeat: the first one ends the job.
 FATAL_CODES = frozenset({"model_not_found", "missing_dependency", "invalid_input", "store_full"})
@@ -288,7 +290,7 @@ def _end(replica: Replica, state: ReplicaState, reason: str, code: str | None = 
 def _groups(fleet: Fleet, now: float) -> Iterator[Action]:
     for group, wanted in enumerate(fleet.wanted):
         members = [replica for replica in fleet.replicas if replica.group == group]
-        live = sum(1 for replica in members if not replica.state.has_ended and not replica.kill_requested)
+        live = sum(1 for replica in members if _fills_a_place(replica))
         missing = wanted - live
         if missing <= 0:
             continue
@@ -299,11 +301,23 @@ def _groups(fleet: Fleet, now: float) -> Iterator[Action]:
             if live == 0 and not _others_alive(fleet, group):
                 yield GiveUp(code=last.code or "replica_failed", reason=_why_given_up(last, len(failures)))
             continue
-        wait = min(BACKOFF_S[0] * 2 ** (len(failures) - 1), BACKOFF_S[1]) if failures else 0.0
+        wait = _wait_s(failures)
         since = last.ended_at if last is not None and last.ended_at is not None else now
         yield Request(
             group=group, count=missing, not_before=since + wait, reason="replaces one that was lost"
         )
+
+
+def _wait_s(row: list[Replica]) -> float:
+    if not row:
+        return 0.0
+    longest = CAPACITY_BACKOFF_S if _lacked_capacity(row[-1]) else BACKOFF_S[1]
+    return float(min(BACKOFF_S[0] * 2 ** (len(row) - 1), longest))
+
+
+def _fills_a_place(replica: Replica) -> bool:
+    """Whether a replica counts as one of those wanted: it lives, and nobody has told it to go."""
+    return not replica.state.has_ended and not replica.kill_requested and replica.orders == "go_on"
 
 
 def failures_in_a_row(members: list[Replica]) -> list[Replica]:
@@ -322,9 +336,17 @@ def failures_in_a_row(members: list[Replica]) -> list[Replica]:
 
 
 def _is_hopeless(row: list[Replica]) -> bool:
-    """Whether a row of failures says that the next replica would fail, too."""
+    """Whether a row of failures says that the next replica would fail, too.
+
+    A market that had nothing to rent says nothing of the next hour: such a job waits, or is paced to another market.
+    """
+    row = [replica for replica in row if not _lacked_capacity(replica)]
     failed = sum(replica.state is ReplicaState.FAILED for replica in row)
     return bool(row) and (_is_fatal(row[-1]) or failed >= FAILURES_LIMIT or len(row) >= LOSSES_LIMIT)
+
+
+def _lacked_capacity(replica: Replica) -> bool:
+    return replica.state is ReplicaState.FAILED and replica.code in NO_CAPACITY_CODES
 
 
 def _is_fatal(replica: Replica) -> bool:

@@ -181,6 +181,28 @@ class JobStatus(BaseModel):
     swap: SwapView | None = None
     koi: KoiAdvice | None = Field(default=None, exclude_if=is_absent)
     """Where Koi was asked at planning, or should have been."""
+    pace: PaceView | None = None
+    """None: the number of replicas is the user's own, or nothing has been decided yet."""
+
+
+class PaceView(BaseModel):
+    """The last decision on a job's pace: what its fleet should be, and why."""
+
+    at: float
+    reason: str
+    replicas_wanted: int
+    requests_per_s_each: float
+    """Of one replica, as the decision took it."""
+    is_measured: bool
+    """False: nothing has been measured yet; the rate is the plan's."""
+    slack_s: float
+    """Time that is left over if all wanted replicas work from now on."""
+    is_late: bool
+    acted_at: float | None = None
+    """When the fleet was last changed by it."""
+    acted_because: str | None = None
+    last_growth: dict[str, float] | None = None
+    """Replicas at work, and requests per second of all, when some were last added."""
 
 
 class SwapView(BaseModel):

@@ -292,7 +292,7 @@ async def _launch(services: Services, job: JobRecord, replica: ReplicaRecord) ->
                 replica_id=replica.replica_id,
                 state=ReplicaState.FAILED,
                 reason=f"it could not be launched: {exc}",
-                code="launch_failed" if passing else code,
+                code=ending.code if passing else code,
                 reason_code=reason_code(ending),
             ),
         )
@@ -304,25 +304,32 @@ async def _order(services: Services, replica: ReplicaRecord, order: reconcile.Or
     now = services.clock.now()
 
     def record(connection: Connection) -> None:
-        values = {"orders": order.orders, "stopping_at": now, "reason": order.reason}
-        if replica.state is not ReplicaState.DRAINING:
-            values["state"] = advance(replica.state, ReplicaState.DRAINING).value
-        replicas.change(connection, replica.replica_id, **values)
-        events.append(
-            connection,
-            EventKind.REPLICA_ORDERED,
-            now=now,
-            job_id=replica.job_id,
-            replica_id=replica.replica_id,
-            orders=order.orders,
-            reason=order.reason,
-        )
+        record_order(connection, replica, orders=order.orders, reason=order.reason, now=now)
 
     await services.database.run(record)
     services.pulse.beat(replica.job_id)
     if order.orders == "stop" and replica.handle is not None:
         # The signal reaches it at once; the order is what its next call is answered.
         await asyncio.to_thread(services.launchers[replica.launcher].stop, replica.handle)
+
+
+def record_order(
+    connection: Connection, replica: ReplicaRecord, *, orders: str, reason: str, now: float
+) -> None:
+    """Record that a replica is told to drain or stop; it hears so at its next call."""
+    values = {"orders": orders, "stopping_at": now, "reason": reason}
+    if replica.state is not ReplicaState.DRAINING:
+        values["state"] = advance(replica.state, ReplicaState.DRAINING).value
+    replicas.change(connection, replica.replica_id, **values)
+    events.append(
+        connection,
+        EventKind.REPLICA_ORDERED,
+        now=now,
+        job_id=replica.job_id,
+        replica_id=replica.replica_id,
+        orders=orders,
+        reason=reason,
+    )
 
 
 async def end(services: Services, replica: ReplicaRecord, action: reconcile.End) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import os
 from dataclasses import asdict, dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ from tandemn.control import advice, names
 from tandemn.control.cost import SHUTDOWN_S
 from tandemn.control.inputs import input_of
 from tandemn.control.operations import check_local
+from tandemn.control.pace import LOCAL_START_S
 from tandemn.control.reconcilers import fleet
 from tandemn.control.store import chunks, events, jobs, replicas
 from tandemn.errors import TandemnError
@@ -154,11 +157,13 @@ async def plan(services: Services, job: JobRecord) -> bool:
     )
     config, count = chosen.config, chosen.count
     told: dict[str, Any] = {"koi": koi.model_dump(mode="json")} if koi is not None else {}
+    rate = _requests_per_s(job, engine)
     index = await load_index(services.objects, names.index_object(job.job_id))
     size = job.spec.chunk_size or chunk_size(
         job.requests,
-        requests_per_s=LOCAL_TOKENS_PER_S[engine] / _output_tokens(job),
-        replicas=count,
+        requests_per_s=rate,
+        # Those that pacing may add find chunks, too.
+        replicas=max(count, job.spec.replicas or _most_replicas(services, job, engine)),
     )
     ranges = await asyncio.to_thread(split, index, size)
     now = services.clock.now()
@@ -188,6 +193,8 @@ async def plan(services: Services, job: JobRecord) -> bool:
             replicas=count,
             chunks=len(ranges),
             chunk_size=size,
+            requests_per_s=rate,
+            start_s=LOCAL_START_S,
             cost_usd=str(chosen.cost_usd) if chosen.cost_usd is not None else None,
             usd_per_hour=str(chosen.usd_per_hour) if chosen.usd_per_hour is not None else None,
             **told,
@@ -227,11 +234,30 @@ async def _choose(services: Services, job: JobRecord, engine: EngineName) -> _Ch
     """Make of the job's flags what it runs on; raise where that cannot be, or costs too much."""
     config = _config(job)
     await asyncio.to_thread(_check_engine, services, job, engine, config)
-    count = job.spec.replicas or 1
+    count = job.spec.replicas or _enough(services, job, engine)
     cost_usd, usd_per_hour = await _expected_cost(services, job, engine, config, count)
     if not job.spec.force:
         budget.check_plan(cost_usd, usd_per_hour, budget_usd=job.spec.budget_usd, shutdown_s=SHUTDOWN_S)
     return _Chosen(config=config, count=count, cost_usd=cost_usd, usd_per_hour=usd_per_hour)
+
+
+def _requests_per_s(job: JobRecord, engine: EngineName) -> float:
+    return LOCAL_TOKENS_PER_S[engine] / _output_tokens(job)
+
+
+def _most_replicas(services: Services, job: JobRecord, engine: EngineName) -> int:
+    """How many the job may come to have where its user has not said."""
+    if (job.cloud or "local") != "local":
+        return 1
+    slots = services.settings.local_slots
+    return slots if engine is EngineName.SIMULATED else min(slots, os.cpu_count() or 1)
+
+
+def _enough(services: Services, job: JobRecord, engine: EngineName) -> int:
+    """Fewest replicas that meet the deadline at the rate that is expected of each; pacing corrects it."""
+    working_s = max(job.deadline - services.clock.now() - LOCAL_START_S, 1.0)
+    wanted = math.ceil(job.requests / _requests_per_s(job, engine) / working_s)
+    return max(1, min(wanted, _most_replicas(services, job, engine)))
 
 
 async def _expected_cost(

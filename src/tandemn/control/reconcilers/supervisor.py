@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from tandemn.control.reconcilers import ending, fleet, preparation
+from tandemn.control.reconcilers.pacing import Pacer
 from tandemn.control.store import jobs, replicas
 from tandemn.errors import Conflict, Retryable, Superseded, TandemnError
 from tandemn.protocol.jobs import JobState
@@ -47,6 +48,7 @@ class Supervisor:
         self._failures: dict[str, int] = {}
         self._room = asyncio.Semaphore(PARALLEL)
         self._audited: dict[str, float] = {}
+        self._pacer = Pacer(services)
         self._is_halted = False
         self.failed_steps = 0
 
@@ -101,6 +103,7 @@ class Supervisor:
             try:
                 while await step(self._services, job_id):
                     pass
+                await self._pace(job_id)
                 await self._audit(job_id)
                 self._failures.pop(job_id, None)
             except Superseded:
@@ -119,6 +122,17 @@ class Supervisor:
                 if count >= FAILED_STEPS or (isinstance(exc, TandemnError) and not passing):
                     with suppress(Retryable):
                         await preparation.fail(self._services, job_id, exc)
+
+    async def _pace(self, job_id: str) -> None:
+        """Keep its pace; a job that cannot be paced goes on with the replicas that it has."""
+        try:
+            await self._pacer.step(job_id)
+        except Superseded:
+            pass
+        except Exception as exc:  # noqa: BLE001 - a supervisor: advice that fails must not end the job
+            self.failed_steps += 1
+            passing = isinstance(exc, Retryable)
+            _log.warning("not paced", job_id=job_id, error=str(exc), exc_info=None if passing else exc)
 
     async def _audit(self, job_id: str) -> None:
         """See now and then that the queue still knows every unfinished chunk: a hang is worse than a look."""

@@ -56,6 +56,7 @@ class JobRecord:
     next_replica: int
     swap: dict[str, Any] | None
     koi: KoiAdvice | None
+    pace: dict[str, Any] | None
     output_file_id: str | None
     error_file_id: str | None
     completed: int
