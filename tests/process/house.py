@@ -26,7 +26,9 @@ class House:
     def __init__(self, home: Path, **environment: str) -> None:
         self.home = home
         self.environment = {
-            key: value for key, value in os.environ.items() if not key.startswith(("TANDEMN_", "AWS_", "KOI_"))
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("TANDEMN_", "AWS_", "KOI_"))
         } | {"TANDEMN_HOME": str(home), **environment}
 
     def run(self, *arguments: str, timeout: float = PATIENCE_S) -> subprocess.CompletedProcess[str]:
