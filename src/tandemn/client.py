@@ -10,13 +10,14 @@ import logging
 import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Self, TypeVar
+from urllib.parse import quote
 
 import aiohttp
 from pydantic import BaseModel, ValidationError
 
 from tandemn import __version__
 from tandemn.errors import ServerUnavailable, TandemnError
-from tandemn.protocol import deployments, jobs, openai, plans, replicas
+from tandemn.protocol import deployments, handshake, jobs, keys, openai, plans, replicas
 from tandemn.protocol import errors as wire
 
 if TYPE_CHECKING:
@@ -40,11 +41,20 @@ STALL_S = 120.0
 
 
 class _Http:
-    """One session: base URL, key, and the mapping of failures to errors."""
+    """One session: base URL, key, and the mapping of failures to errors.
 
-    def __init__(self, url: str, key: str | None = None) -> None:
+    Args:
+        url: of the control plane.
+        key: sent with every request to it.
+        on_other_version: told, once, the version of a control plane that is not of ours.
+    """
+
+    def __init__(
+        self, url: str, key: str | None = None, *, on_other_version: Callable[[str], None] | None = None
+    ) -> None:
         self.url = url.rstrip("/")
         self.key = key
+        self._on_other_version = on_other_version
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -70,9 +80,11 @@ class _Http:
         absolute = path.startswith(("http://", "https://"))
         url = path if absolute else self.url + path
         headers = dict(options.pop("headers", None) or {})
-        # A presigned URL carries its own permission; a key sent along would be refused, and leaked.
-        if self.key and not absolute:
-            headers["Authorization"] = f"Bearer {self.key}"
+        if not absolute:
+            headers[handshake.HEADER] = __version__
+            # A presigned URL carries its own permission; a key sent along would be refused, and leaked.
+            if self.key:
+                headers["Authorization"] = f"Bearer {self.key}"
         timeout = timeout or aiohttp.ClientTimeout(total=CALL_S, sock_connect=CONNECT_S)
         began = time.monotonic()
         try:
@@ -83,14 +95,26 @@ class _Http:
                 _log.debug(
                     "%s %s: %d in %.3f s", method, answer.url.path, answer.status, time.monotonic() - began
                 )
+                self._compare_version(answer.headers.get(handshake.HEADER))
                 if answer.status >= 400:
                     raise await _error_of(answer)
                 yield answer
+        except aiohttp.ClientSSLError as exc:
+            raise ServerUnavailable(
+                f"the certificate of {self.url} cannot be trusted ({exc})",
+                code="certificate_not_trusted",
+                next_step="set SSL_CERT_FILE to the authority that signed it",
+            ) from exc
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as exc:
             raise ServerUnavailable(
                 f"no answer from {self.url}: {type(exc).__name__}{f' ({exc})' if str(exc) else ''}",
                 next_step="is the control plane running? `tandemn server status` tells",
             ) from exc
+
+    def _compare_version(self, theirs: str | None) -> None:
+        if theirs and theirs != __version__ and self._on_other_version is not None:
+            tell, self._on_other_version = self._on_other_version, None
+            tell(theirs)
 
     async def _call(
         self,
@@ -148,6 +172,24 @@ class UserClient(_Http):
 
     async def server(self) -> jobs.ServerStatus:
         return await self._call("GET", "/api/server", jobs.ServerStatus)
+
+    async def me(self) -> keys.Me:
+        """Ask whom the key makes its bearer."""
+        return await self._call("GET", "/api/me", keys.Me)
+
+    async def create_key(self, request: keys.CreateKey) -> keys.KeyMade:
+        """Give a name its first key, which is told in this answer and never again."""
+        return await self._call("POST", "/api/keys", keys.KeyMade, request)
+
+    async def list_keys(self) -> keys.KeyList:
+        return await self._call("GET", "/api/keys", keys.KeyList)
+
+    async def replace_key(self, name: str) -> keys.KeyMade:
+        """Give a name another key; the one before is void at once."""
+        return await self._call("POST", f"/api/keys/{quote(name, safe='')}/rotate", keys.KeyMade)
+
+    async def revoke_key(self, name: str) -> keys.KeyView:
+        return await self._call("POST", f"/api/keys/{quote(name, safe='')}/revoke", keys.KeyView)
 
     async def upload(self, path: Path, on_bytes: Callable[[int], None] | None = None) -> openai.FileObject:
         """Stream a file up in bounded memory; `on_bytes` is told the size of each block as it is sent."""

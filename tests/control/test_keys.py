@@ -7,6 +7,7 @@ import json
 import pytest
 from tests.control.plane import served
 
+from tandemn import __version__
 from tandemn.control.store import events, keys
 from tandemn.protocol.keys import Role
 
@@ -199,3 +200,26 @@ async def test_when_a_key_was_used_last(team):
     assert [each.kind for each in await team.services.database.run(events.page, after=0, limit=9)] == [
         "api_key_created"
     ] * 4
+
+
+async def test_a_command_line_of_another_version_is_told(team):
+    key = team.keys["alice"]
+    status, answer = await team.call("GET", "/api/jobs", key=key, headers={"Tandemn-Version": "9.0.0"})
+    assert (status, code(answer)) == (409, "version_mismatch")
+    assert "9.0.0" in answer["error"]["message"]
+    assert f"pip install tandemn=={__version__}" in answer["error"]["next_step"]
+    # Others, such as the official OpenAI client, say nothing of the kind.
+    assert (await team.call("GET", "/api/jobs", key=key))[0] == 200
+    # Runners outlive an upgrade of their control plane.
+    replica_id, token = await team.new_replica(await team.new_job("alice"))
+    status, _ = await team.call(
+        "POST", f"/api/replicas/{replica_id}/hello", key=token, headers={"Tandemn-Version": "9.0.0"}
+    )
+    assert status == 200
+
+
+async def test_every_answer_says_its_version_and_stays_with_its_asker(team):
+    for path in ("/api/jobs", "/nowhere"):
+        async with team.session.get(team.url + path) as answer:
+            assert answer.headers["Tandemn-Version"] == __version__
+            assert answer.headers["Cache-Control"] == "no-store"

@@ -41,8 +41,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--fail")
     parser.add_argument("--version", default=__version__)
-    parser.add_argument("--host")
-    parser.add_argument("--port", type=int)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.fail:
         sys.exit(arguments.fail)

@@ -13,9 +13,9 @@ from typing import Any, Self
 from aiohttp import BodyPartReader, web
 
 from tandemn import __version__
-from tandemn.errors import Conflict, NotFound, TandemnError
+from tandemn.errors import Conflict, NotAllowed, NotFound, TandemnError
 from tandemn.protocol import errors as wire
-from tandemn.protocol import jobs, openai
+from tandemn.protocol import handshake, jobs, keys, openai
 
 
 def job_status(job_id: str = "job-1", state: str = "running", **fields: Any) -> jobs.JobStatus:
@@ -64,6 +64,9 @@ class FakeControlPlane:
         self.cost: jobs.CostReport | None = None
         self.calls: list[tuple[str, str, Any]] = []
         self.keys: set[str | None] = set()
+        #: The one that it takes; None: it asks for none.
+        self.key: str | None = None
+        self.version = __version__
         self.looks: dict[str, int] = defaultdict(int)
         self.upload_began = threading.Event()
         self.hold_upload = False
@@ -103,6 +106,7 @@ class FakeControlPlane:
         app.add_routes(
             [
                 web.get("/api/server", self._server),
+                web.get("/api/me", self._me),
                 web.post("/v1/files", self._upload),
                 web.delete("/v1/files/{id}", self._delete_file),
                 web.post("/api/jobs", self._submit),
@@ -119,6 +123,11 @@ class FakeControlPlane:
                 web.delete("/api/jobs/{job}/swap", self._end),
             ]
         )
+
+        async def tell_version(_request: web.Request, answer: web.StreamResponse) -> None:
+            answer.headers[handshake.HEADER] = self.version
+
+        app.on_response_prepare.append(tell_version)
         return app
 
     @web.middleware
@@ -128,6 +137,7 @@ class FakeControlPlane:
         body = json.loads(await request.text()) if is_json else dict(request.query)
         self.calls.append((request.method, request.path, body))
         try:
+            self._check_key(request.headers.get("Authorization"))
             refusal = self.refusals.get((request.method, request.path))
             if refusal:
                 raise refusal
@@ -139,6 +149,15 @@ class FakeControlPlane:
                 text=wire.to_body(error).model_dump_json(),
                 content_type="application/json",
             )
+
+    def _check_key(self, shown: str | None) -> None:
+        if self.key is not None and shown is None:
+            raise NotAllowed("this control plane asks for a key", code="missing_api_key")
+        if self.key is not None and shown != f"Bearer {self.key}":
+            raise NotAllowed("this is no key of this control plane")
+
+    async def _me(self, request: web.Request) -> web.Response:
+        return _json(keys.Me(name="alice", role=keys.Role.USER))
 
     async def _server(self, request: web.Request) -> web.Response:
         return _json(jobs.ServerStatus(url=self.url, pid=os.getpid(), version=__version__))

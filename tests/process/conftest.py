@@ -48,10 +48,13 @@ def shared_house() -> Iterator[House]:
 def here(monkeypatch, capfd) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a command in this process, against a house that is served already: a second cheaper than `House.run`."""
 
-    def call(house: House, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def call(house: House, *arguments: str, url: str | None = None) -> subprocess.CompletedProcess[str]:
         monkeypatch.chdir(house.home)
         monkeypatch.setenv("TANDEMN_HOME", str(house.home))
-        monkeypatch.delenv("TANDEMN_SERVER_URL", raising=False)
+        if url is None:
+            monkeypatch.delenv("TANDEMN_SERVER_URL", raising=False)
+        else:
+            monkeypatch.setenv("TANDEMN_SERVER_URL", url)
         capfd.readouterr()
         code = run(arguments)
         said = capfd.readouterr()

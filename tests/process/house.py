@@ -23,6 +23,8 @@ PATIENCE_S = 120.0
 class House:
     """Runs the command line against its own state folder."""
 
+    command = (sys.executable, "-m", "tandemn.cli")
+
     def __init__(self, home: Path, **environment: str) -> None:
         self.home = home
         self.environment = {
@@ -34,7 +36,7 @@ class House:
     def run(self, *arguments: str, timeout: float = PATIENCE_S) -> subprocess.CompletedProcess[str]:
         """Run one command to its end."""
         return subprocess.run(
-            [sys.executable, "-m", "tandemn.cli", *arguments],
+            [*self.command, *arguments],
             env=self.environment,
             capture_output=True,
             text=True,
@@ -52,7 +54,7 @@ class House:
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Begin a command that goes on beside the test."""
         return subprocess.Popen(
-            [sys.executable, "-m", "tandemn.cli", *arguments],
+            [*self.command, *arguments],
             env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

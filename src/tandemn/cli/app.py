@@ -40,6 +40,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "quota": ("plan", "what AWS lets this account launch"),
     "simulate": ("simulate", "replay deadline pacing on spot traces"),
     "router": ("router", "route online traffic over spot and serverless backends"),
+    "login": ("login", "talk to a shared control plane, with a key"),
+    "logout": ("login", "talk to this machine's own again"),
+    "keys": ("keys", "who may use the control plane, and as what"),
     "server": ("server", "start, stop or look at the control plane of this machine"),
 }
 

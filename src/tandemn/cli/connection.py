@@ -1,11 +1,13 @@
-"""Which control plane a command talks to: the one that the settings name, else the one of this machine."""
+"""Which control plane a command talks to: the one that the settings name, else the login's, else this machine's."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from tandemn.cli import embedded
+from tandemn import __version__
+from tandemn.cli import embedded, saved_login
+from tandemn.cli.output import note
 from tandemn.client import UserClient
 from tandemn.errors import InvalidInput
 from tandemn.settings import Settings, load
@@ -15,34 +17,56 @@ from tandemn.settings import Settings, load
 async def connect() -> AsyncIterator[UserClient]:
     """Enter a client of the control plane; the embedded one is started where none is named and none lives."""
     settings = load()
-    url = named_url(settings)
+    url, key = _elsewhere(settings)
     if url is None:
         record = await embedded.ensure(settings)
-        url, key = record.url, record.key
-    else:
-        key = settings.api_key.get_secret_value() if settings.api_key else None
-    async with UserClient(url, key) as client:
+        url, key = record.url, key or record.key
+    async with client_of(url, key) as client:
         yield client
 
 
-def named_url(settings: Settings) -> str | None:
-    """Return the control plane that the settings name, if they do.
+@asynccontextmanager
+async def client_of(url: str, key: str | None) -> AsyncIterator[UserClient]:
+    """Enter a client that says so once where the control plane is of another version."""
+
+    def tell(version: str) -> None:
+        note(f"note: the control plane is version {version}, this is {__version__}")
+
+    async with UserClient(url, key, on_other_version=tell) as client:
+        yield client
+
+
+def is_elsewhere(settings: Settings) -> bool:
+    """Say whether commands go to a control plane that is not this state folder's own."""
+    return _elsewhere(settings)[0] is not None
+
+
+def _elsewhere(settings: Settings) -> tuple[str | None, str | None]:
+    """Return the URL that is named, and the key for it.
 
     Raises:
-        InvalidInput: it is no HTTP address.
+        InvalidInput: the URL is no HTTP address.
     """
+    given = settings.api_key.get_secret_value() if settings.api_key else None
+    login = saved_login.read(settings.home_path)
     url = settings.server_url
-    if url and not url.startswith(("http://", "https://")):
+    if not url:
+        return (login.url, given or login.key) if login else (None, given)
+    if not url.startswith(("http://", "https://")):
         raise InvalidInput(
             f"TANDEMN_SERVER_URL is {url!r}, not an address that begins with http:// or https://",
             code="invalid_server_url",
         )
-    return url or None
+    # A key goes to the control plane that it was given for, and to no other.
+    kept = login.key if login and login.url == url.rstrip("/") else None
+    return url, given or kept
 
 
 def follow_restart(client: UserClient) -> None:
     """Point the client at the embedded control plane's present address: a restart may have moved it."""
     settings = load()
-    record = None if settings.server_url else embedded.read(settings.home_path)
+    record = None if is_elsewhere(settings) else embedded.read(settings.home_path)
     if record:
-        client.url, client.key = record.url, record.key
+        client.url = record.url
+        if not settings.api_key:
+            client.key = record.key

@@ -38,7 +38,7 @@ LOG_BYTES = 10_000_000
 #: How much of a dead server's log its error shows.
 TAIL_LINES = 15
 
-#: What is started; `--host` and `--port` are added. Port 0 leaves the choice to it.
+#: What is started; `--host`, `--port` and the like may be added. It chooses what is not said.
 COMMAND = (python_executable(), "-m", "tandemn.control")
 
 
@@ -46,6 +46,9 @@ class ServerRecord(BaseModel):
     """`server.json`, as the control plane writes it (whole, by rename; mode 600)."""
 
     url: str
+    """On this machine's loopback."""
+    shared_url: str | None = None
+    """Where others than this machine reach it, with a key."""
     pid: int
     started: float
     """Start time of the process, as psutil tells it: a pid alone may have been given to another."""
@@ -96,9 +99,9 @@ async def find(home: Path) -> ServerRecord | None:
 
 
 async def ensure(
-    settings: Settings, *, host: str = "127.0.0.1", port: int = 0, command: Sequence[str] = COMMAND
+    settings: Settings, *, arguments: Sequence[str] = (), command: Sequence[str] = COMMAND
 ) -> ServerRecord:
-    """Return the control plane of the state folder; start one where none lives.
+    """Return the control plane of the state folder; start one, with these arguments, where none lives.
 
     Raises:
         Broken: it ended before it served (`server_start_failed`); the message has the end of its log.
@@ -111,7 +114,7 @@ async def ensure(
         if record := await find(home):
             return record
         log_start = _put_aside(log_path(home))
-        process = _spawn(settings, [*command, "--host", host, "--port", str(port)])
+        process = _spawn(settings, [*command, *arguments])
         try:
             return await _await_start(home, process, log_start)
         except BaseException:

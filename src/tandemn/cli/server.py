@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tandemn.cli import embedded, options
-from tandemn.cli.connection import connect, named_url
+from tandemn.cli.connection import connect, is_elsewhere
 from tandemn.cli.output import emit, note, say
-from tandemn.errors import Conflict
+from tandemn.errors import Conflict, InvalidInput
 from tandemn.protocol.jobs import ServerStatus
 from tandemn.settings import Settings, child_environment, load
 
 app = typer.Typer(
     name="server", rich_markup_mode=None, help="Start, stop or look at the control plane of this machine."
 )
+
+_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 @app.command("start")
@@ -27,6 +30,14 @@ def start(
     port: Annotated[
         int, typer.Option("--port", min=0, max=65535, help="Port; 0: 26336 if it is free, else another.")
     ] = 0,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option("--tls-cert", metavar="FILE", help="PEM certificate with its chain: serve HTTPS."),
+    ] = None,
+    tls_key: Annotated[
+        Path | None,
+        typer.Option("--tls-key", metavar="FILE", help="PEM key, where the certificate's file lacks it."),
+    ] = None,
     foreground: Annotated[
         bool, typer.Option("--foreground", help="Stay in this terminal, log to stderr, end on Ctrl-C.")
     ] = False,
@@ -35,25 +46,27 @@ def start(
 ) -> None:
     """Start the control plane of this state folder; say so where it runs already.
 
-    Every other command starts it too, where none runs and TANDEMN_SERVER_URL names none.
+    Every other command starts it too, where none runs and no other is named. On another address than loopback it
+    asks everyone for a key: `tandemn keys create NAME --role admin` makes the first one.
 
     Examples:
         tandemn server start
-        tandemn server start --port 26336 --foreground
+        tandemn server start --host 0.0.0.0 --port 443 --tls-cert chain.pem --tls-key key.pem --foreground
     """
     settings = load()
+    arguments = _arguments(host, port, tls_cert, tls_key)
     if foreground:
         asyncio.run(_refuse_second(settings))
-        arguments = [*embedded.COMMAND, "--host", host, "--port", str(port)]
+        command = [*embedded.COMMAND, *arguments]
         # The same process, so that signals reach it as they reach this command.
-        os.execve(arguments[0], arguments, child_environment(settings))  # noqa: S606 - our own interpreter
-    record = asyncio.run(embedded.ensure(settings, host=host, port=port))
+        os.execve(command[0], command, child_environment(settings))  # noqa: S606 - our own interpreter
+    record = asyncio.run(_start(settings, arguments, is_shared=host not in _LOOPBACK or tls_cert is not None))
     if as_json:
         emit(ServerStatus(url=record.url, pid=record.pid, version=record.version))
-    else:
-        say(
-            f"the control plane serves at {record.url} (pid {record.pid}); its log is {embedded.log_path(settings.home_path)}"
-        )
+        return
+    where = f"{record.shared_url}, and on this machine at {record.url}" if record.shared_url else record.url
+    log = embedded.log_path(settings.home_path)
+    say(f"the control plane serves at {where} (pid {record.pid}); its log is {log}")
 
 
 @app.command("stop")
@@ -102,8 +115,30 @@ def status(
     return 0
 
 
+def _arguments(host: str, port: int, tls_cert: Path | None, tls_key: Path | None) -> list[str]:
+    if tls_key is not None and tls_cert is None:
+        raise InvalidInput("--tls-key is of no use without --tls-cert", code="wrong_usage", param="tls_key")
+    if host not in _LOOPBACK and tls_cert is None:
+        note(
+            f"warning: {host} is served without encryption: give --tls-cert, or let only a proxy with TLS reach it"
+        )
+    arguments = ["--host", host, "--port", str(port)]
+    for flag, file in (("--tls-cert", tls_cert), ("--tls-key", tls_key)):
+        if file is not None:
+            # The server works in another folder.
+            arguments += [flag, str(file.absolute())]
+    return arguments
+
+
+async def _start(settings: Settings, arguments: list[str], *, is_shared: bool) -> embedded.ServerRecord:
+    record = await embedded.ensure(settings, arguments=arguments)
+    if is_shared and record.shared_url is None:
+        raise _running(settings, record)
+    return record
+
+
 async def _status(settings: Settings) -> ServerStatus | None:
-    if named_url(settings) is None and await embedded.find(settings.home_path) is None:
+    if not is_elsewhere(settings) and await embedded.find(settings.home_path) is None:
         return None
     async with connect() as client:
         return await client.server()
@@ -112,8 +147,12 @@ async def _status(settings: Settings) -> ServerStatus | None:
 async def _refuse_second(settings: Settings) -> None:
     record = await embedded.find(settings.home_path)
     if record:
-        raise Conflict(
-            f"a control plane of {settings.home_path} runs already at {record.url} (pid {record.pid})",
-            code="server_running",
-            next_step="`tandemn server stop` ends it",
-        )
+        raise _running(settings, record)
+
+
+def _running(settings: Settings, record: embedded.ServerRecord) -> Conflict:
+    return Conflict(
+        f"a control plane of {settings.home_path} runs already at {record.url} (pid {record.pid})",
+        code="server_running",
+        next_step="`tandemn server stop` ends it",
+    )

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from pathlib import Path
 
 from tandemn import settings
 from tandemn.control.daemon import serve
+from tandemn.control.listeners import Tls
 from tandemn.errors import TandemnError
 
 
@@ -16,9 +18,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="tandemn.control")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0: the usual one if it is free, else any")
+    parser.add_argument("--tls-cert", type=Path)
+    parser.add_argument("--tls-key", type=Path)
     options = parser.parse_args()
+    tls = Tls(cert=options.tls_cert, key=options.tls_key) if options.tls_cert else None
     try:
-        asyncio.run(serve(settings.load(), host=options.host, port=options.port))
+        asyncio.run(serve(settings.load(), host=options.host, port=options.port, tls=tls))
     except TandemnError as exc:
         print(f"error: {exc} [{exc.code}]", file=sys.stderr)  # noqa: T201 - the starter shows it
         return exc.exit_code

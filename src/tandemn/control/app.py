@@ -38,7 +38,7 @@ from tandemn.control.reconcilers.supervisor import Supervisor
 from tandemn.control.services import Pulse, Services
 from tandemn.control.store import replicas as replica_records
 from tandemn.control.store.chunk_table import SqlChunkTable
-from tandemn.control.store.database import Database
+from tandemn.control.store.database import open_database
 from tandemn.control.tokens import new_token
 from tandemn.errors import TandemnError
 from tandemn.fleet.launchers.local import LocalLauncher
@@ -78,7 +78,7 @@ def create_app(services: Services) -> FastAPI:
 async def open_services(settings: Settings, *, server_url: str) -> AsyncIterator[Services]:
     """Open everything, and close it again; replicas and Redis are left running."""
     home = settings.home_path
-    database = Database(settings.database_url or f"sqlite:///{home / 'state.db'}")
+    database = open_database(settings)
     await asyncio.to_thread(database.migrate)
     if settings.redis_url is not None:
         redis_url = settings.redis_url.get_secret_value()

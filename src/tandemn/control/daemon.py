@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import ipaddress
 import json
 import os
 import signal
-import socket
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import psutil
 import structlog
@@ -24,14 +21,18 @@ import uvicorn
 from tandemn import __version__
 from tandemn.control.app import create_app, keep_going, open_services
 from tandemn.control.embedded_redis import EmbeddedRedis
-from tandemn.errors import Broken, InvalidInput
+from tandemn.control.listeners import is_loopback, open_doors
+from tandemn.control.store import keys
+from tandemn.errors import Broken, InvalidInput, TandemnError
 from tandemn.fleet.reconcile import Presence
-from tandemn.settings import EMBEDDED_PORT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from fastapi import FastAPI
+
+    from tandemn.control.listeners import Doors, Tls
     from tandemn.control.services import Services
     from tandemn.settings import Settings
 
@@ -41,44 +42,67 @@ _log = structlog.get_logger()
 DRAIN_S = 3
 #: How long local replicas have, after SIGTERM, for storing what they finished.
 REPLICAS_S = 12.0
+#: How often the certificate's files are looked at: they are renewed every few weeks.
+CERTIFICATE_S = 60.0
 
 
-async def serve(settings: Settings, *, host: str, port: int) -> None:
+async def serve(settings: Settings, *, host: str, port: int, tls: Tls | None = None) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Raises:
-        InvalidInput: a host that is not loopback (code `public_without_keys`), or a port in use.
+        InvalidInput: a host that is not loopback while nobody has a key (code `public_without_keys`), a port in
+            use, or a certificate that is none.
         Broken: another control plane serves this state folder (code `server_running`).
     """
-    _refuse_public(host)
+    if tls is not None:
+        tls.check()
     home = settings.home_path
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     _configure_logs()
-    with _alone(home), _listening(host, _ports(home, port)) as listener:
-        url = f"http://{_bracketed(host)}:{listener.getsockname()[1]}"
-        async with open_services(settings, server_url=url) as services:
-            server = _Server(
-                uvicorn.Config(
-                    create_app(services),
-                    log_config=None,
-                    access_log=False,
-                    lifespan="off",
-                    timeout_graceful_shutdown=DRAIN_S,
-                    timeout_keep_alive=75,
-                )
-            )
+    with _alone(home), open_doors(home, host=host, port=port, tls=tls) as doors:
+        async with open_services(settings, server_url=doors.local.url) as services:
+            await _check_keys(services, host)
+            app = create_app(services)
+            servers = [(_server(app), doors.local)]
+            if doors.shared is not None:
+                servers.append((_server(app, tls), doors.shared))
             told_to_stop = _stop_signal()
-            serving = asyncio.create_task(server.serve(sockets=[listener]), name="server")
+            serving = [
+                asyncio.create_task(server.serve(sockets=[door.listener]), name="server")
+                for server, door in servers
+            ]
+            if tls is not None:
+                serving.append(asyncio.create_task(_keep_certificate(servers[-1][0], tls), name="tls"))
             async with keep_going(services):
-                await _announce(home, url, services.local_key, server)
-                await asyncio.wait([serving, told_to_stop], return_when=asyncio.FIRST_COMPLETED)
+                for server, _ in servers:
+                    await _until_started(server)
+                _announce(home, doors, services.local_key)
+                await asyncio.wait([*serving, told_to_stop], return_when=asyncio.FIRST_COMPLETED)
             # Nothing is replaced any more, and replicas can still store what they finished.
             await _end_replicas(services)
-            server.should_exit = True
-            await serving
+            for server, _ in servers:
+                server.should_exit = True
+            await asyncio.gather(*serving[: len(servers)])
+            for task in serving[len(servers) :]:
+                task.cancel()
         if settings.redis_url is None:
             await asyncio.to_thread(EmbeddedRedis(home).stop)
         (home / "server.json").unlink(missing_ok=True)
+
+
+def _server(app: FastAPI, tls: Tls | None = None) -> _Server:
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        timeout_graceful_shutdown=DRAIN_S,
+        timeout_keep_alive=75,
+        ssl_certfile=str(tls.cert) if tls else None,
+        ssl_keyfile=str(tls.key) if tls and tls.key else None,
+    )
+    return _Server(config)
 
 
 class _Server(uvicorn.Server):
@@ -103,17 +127,14 @@ def _stop_signal() -> asyncio.Future[None]:
     return told
 
 
-def _refuse_public(host: str) -> None:
-    try:
-        is_loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        is_loopback = False
-    if not is_loopback:
+async def _check_keys(services: Services, host: str) -> None:
+    """Raise InvalidInput where whoever reaches this address could do everything."""
+    if not is_loopback(host) and not await services.database.run(keys.is_one_live):
         raise InvalidInput(
             f"refusing to serve on {host} without keys",
             code="public_without_keys",
             param="host",
-            next_step="serve on 127.0.0.1",
+            next_step="`tandemn keys create NAME --role admin` makes the first one; or serve on 127.0.0.1",
         )
 
 
@@ -146,49 +167,17 @@ def _alone(home: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _ports(home: Path, port: int) -> list[int]:
-    """Return the ports to try: the one asked for; else a killed predecessor's, the usual one, any."""
-    if port:
-        return [port]
-    try:
-        before = urlsplit(json.loads((home / "server.json").read_bytes())["url"]).port
-    except (OSError, ValueError, KeyError, TypeError):
-        before = None
-    # Its replicas live on and know no other address.
-    return [before, EMBEDDED_PORT, 0] if before else [EMBEDDED_PORT, 0]
-
-
-@contextmanager
-def _listening(host: str, ports: list[int]) -> Iterator[socket.socket]:
-    """Bind the first of these ports that can be had."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for candidate in ports:
-        listener = socket.socket(family)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, candidate))
-            listener.listen(2048)
-        except OSError as exc:
-            listener.close()
-            if candidate == ports[-1]:
-                raise InvalidInput(
-                    f"cannot listen on {host}:{candidate}: {exc.strerror}",
-                    code="port_unavailable",
-                    param="port",
-                    next_step="choose another --port",
-                ) from exc
-            continue
-        with listener:
-            yield listener
-        return
-
-
-async def _announce(home: Path, url: str, local_key: str, server: uvicorn.Server) -> None:
-    """Write `server.json` once the server answers: whoever may read it has the state folder anyway."""
+async def _until_started(server: uvicorn.Server) -> None:
     while not server.started:  # noqa: ASYNC110 - uvicorn offers no event
         await asyncio.sleep(0.01)
+
+
+def _announce(home: Path, doors: Doors, local_key: str) -> None:
+    """Write `server.json` once the server answers: whoever may read it has the state folder anyway."""
+    shared_url = doors.shared.url if doors.shared else None
     record = {
-        "url": url,
+        "url": doors.local.url,
+        "shared_url": shared_url,
         "pid": os.getpid(),
         "started": psutil.Process().create_time(),
         "version": __version__,
@@ -199,7 +188,23 @@ async def _announce(home: Path, url: str, local_key: str, server: uvicorn.Server
     staged.touch(mode=0o600)
     staged.write_text(json.dumps(record))
     staged.replace(home / "server.json")
-    _log.info("serving", url=url, pid=os.getpid())
+    _log.info("serving", url=doors.local.url, shared_url=shared_url, pid=os.getpid())
+
+
+async def _keep_certificate(server: uvicorn.Server, tls: Tls) -> None:
+    """Take a renewed certificate into use: new connections get it, nobody is disturbed."""
+    known = tls.stamp()
+    while True:
+        await asyncio.sleep(CERTIFICATE_S)
+        try:
+            if (stamp := tls.stamp()) != known:
+                tls.check()  # both files, before either is in use
+                assert server.config.ssl is not None, "it serves TLS"
+                server.config.ssl.load_cert_chain(tls.cert, tls.key)
+                known = stamp
+                _log.info("the certificate was renewed", cert=str(tls.cert))
+        except (TandemnError, OSError) as exc:
+            _log.warning("the new certificate cannot be used; the old one stays", error=str(exc))
 
 
 async def _end_replicas(services: Services) -> None:
@@ -217,7 +222,3 @@ async def _end_replicas(services: Services) -> None:
     for handle in handles:
         with suppress(OSError):
             await asyncio.to_thread(launcher.terminate, handle)
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

@@ -20,12 +20,15 @@ from tandemn.protocol.jobs import (
     RequestCounts,
     SwapView,
 )
+from tandemn.protocol.keys import KeyMade, KeyView
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from tandemn.control.store.chunks import ChunkTotals
+    from tandemn.control.store.keys import KeyRecord
     from tandemn.control.store.records import EventRecord, JobRecord, ReplicaRecord
+    from tandemn.control.tokens import NewKey
 
 #: How many line errors a status shows; the count is always whole.
 ERRORS_SHOWN = 100
@@ -114,6 +117,24 @@ def replica_view(replica: ReplicaRecord) -> ReplicaView:
         chunks_completed=replica.chunks_completed,
         requests_per_s=rate["requests_per_s"] if rate else None,
     )
+
+
+def key_view(key: KeyRecord) -> KeyView:
+    return KeyView(
+        name=key.name,
+        role=key.role,
+        key_id=key.key_id,
+        created_at=key.created_at,
+        created_by=key.created_by,
+        rotated_at=key.rotated_at,
+        revoked_at=key.revoked_at,
+        last_used_at=key.last_used_at,
+    )
+
+
+def key_made(key: KeyRecord, new: NewKey) -> KeyMade:
+    """Tell a key; nothing keeps it."""
+    return KeyMade(**key_view(key).model_dump(), key=new.key)
 
 
 def event_list(found: list[EventRecord], limit: int) -> EventList:

@@ -14,21 +14,29 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.exceptions import HTTPException
 
+from tandemn import __version__
 from tandemn.control import tokens
 from tandemn.control.access.browsers import refuse_strangers
 from tandemn.control.access.rules import LOCAL_CALLER, Access, Caller, Owned, Rule, allows, find, is_known
 from tandemn.control.api.failures import answer, http_answer
 from tandemn.control.store import deployments, files, jobs, keys, replicas
-from tandemn.errors import Forbidden, NotAllowed, NotFound, TandemnError
+from tandemn.errors import Conflict, Forbidden, NotAllowed, NotFound, TandemnError
+from tandemn.protocol import handshake
 from tandemn.protocol.keys import Role
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from tandemn.control.access.rules import Match
     from tandemn.control.services import Services
     from tandemn.control.store.records import ReplicaRecord
+
+_HEADERS = (
+    (handshake.HEADER.lower().encode(), __version__.encode()),
+    (b"cache-control", b"no-store"),
+    (b"x-content-type-options", b"nosniff"),
+)
 
 
 class Gate:
@@ -44,8 +52,10 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        send = _with_headers(send)
         try:
             match = _match(scope)
+            _check_version(scope, match.rule)
             scope.setdefault("state", {}).update(await self._admit(scope, match))
         except TandemnError as error:
             await answer(error)(scope, receive, send)
@@ -92,12 +102,35 @@ def _match(scope: Scope) -> Match:
     return found
 
 
+def _with_headers(send: Send) -> Send:
+    """Say with every answer which version gave it, and that it is for its asker alone."""
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), *_HEADERS]
+        await send(message)
+
+    return sending
+
+
+def _check_version(scope: Scope, rule: Rule) -> None:
+    """Refuse a command line of another generation before it misreads an answer; runners may outlive an upgrade."""
+    theirs = _header(scope, handshake.HEADER.lower().encode())
+    if theirs and rule.access is not Access.REPLICA and not handshake.go_together(theirs, __version__):
+        raise Conflict(
+            f"this control plane is version {__version__}, and you are version {theirs[:40]}",
+            code="version_mismatch",
+            next_step=f"pip install tandemn=={__version__}",
+        )
+
+
 def _bearer(scope: Scope) -> str:
-    for name, value in scope["headers"]:
-        if name == b"authorization":
-            scheme, _, key = value.decode("latin-1").partition(" ")
-            return key.strip() if scheme.lower() == "bearer" else ""
-    return ""
+    scheme, _, key = _header(scope, b"authorization").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
+
+
+def _header(scope: Scope, wanted: bytes) -> str:
+    return next((value.decode("latin-1") for name, value in scope["headers"] if name == wanted), "")
 
 
 def _key_holder(connection: Connection, key: str, *, now: float) -> Caller:

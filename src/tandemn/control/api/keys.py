@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 from fastapi import APIRouter
 
 from tandemn.control import tokens
-from tandemn.control.access.rules import LOCAL
 from tandemn.control.api.dependencies import CallerNow, ServicesNow
 from tandemn.control.store import keys
-from tandemn.control.store.keys import KeyRecord
-from tandemn.errors import InvalidInput
+from tandemn.control.views import key_made, key_view
 from tandemn.protocol.keys import CreateKey, KeyList, KeyMade, KeyView
 
 router = APIRouter(prefix="/api/keys")
@@ -19,40 +15,27 @@ router = APIRouter(prefix="/api/keys")
 
 @router.post("", status_code=201)
 async def create(body: CreateKey, services: ServicesNow, caller: CallerNow) -> KeyMade:
-    if body.name == LOCAL:
-        raise InvalidInput(
-            f"{LOCAL} is the owner of what was made without a key",
-            code="invalid_key_name",
-            next_step="choose another name",
-            param="name",
-        )
     new = tokens.new_key()
     record = await services.database.run(
         keys.create, body.name, body.role, new, now=services.clock.now(), actor=caller.name
     )
-    return _made(record, new)
+    return key_made(record, new)
 
 
 @router.get("")
 async def list_keys(services: ServicesNow) -> KeyList:
-    return KeyList(keys=[_view(each) for each in await services.database.run(keys.all_of)])
+    return KeyList(keys=[key_view(each) for each in await services.database.run(keys.all_of)])
 
 
 @router.post("/{name}/rotate")
 async def rotate(name: str, services: ServicesNow, caller: CallerNow) -> KeyMade:
     new = tokens.new_key()
     record = await services.database.run(keys.rotate, name, new, now=services.clock.now(), actor=caller.name)
-    return _made(record, new)
+    return key_made(record, new)
 
 
 @router.post("/{name}/revoke")
 async def revoke(name: str, services: ServicesNow, caller: CallerNow) -> KeyView:
-    return _view(await services.database.run(keys.revoke, name, now=services.clock.now(), actor=caller.name))
-
-
-def _view(record: KeyRecord) -> KeyView:
-    return KeyView.model_validate(asdict(record))
-
-
-def _made(record: KeyRecord, new: tokens.NewKey) -> KeyMade:
-    return KeyMade(**asdict(record), key=new.key)
+    return key_view(
+        await services.database.run(keys.revoke, name, now=services.clock.now(), actor=caller.name)
+    )

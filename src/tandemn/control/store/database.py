@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from tandemn.settings import Settings
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -101,6 +103,11 @@ class Database:
     def close(self) -> None:
         self._threads.shutdown(wait=True)
         self._engine.dispose()
+
+
+def open_database(settings: Settings) -> Database:
+    """Open the database that the settings name, else the one of the state folder."""
+    return Database(settings.database_url or f"sqlite:///{settings.home_path / 'state.db'}")
 
 
 def _sqlite_engine(url: str) -> Engine:

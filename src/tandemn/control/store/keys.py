@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, select, update
 
+from tandemn.control.access.rules import LOCAL
 from tandemn.control.store import events
 from tandemn.control.store.schema import api_keys
 from tandemn.errors import Conflict, InvalidInput, NotFound
@@ -40,8 +41,16 @@ def create(
 
     Raises:
         Conflict: the name has, or had, a key (code `key_name_taken`).
-        InvalidInput: the first key of all must be an admin's (code `first_key_not_admin`).
+        InvalidInput: nobody can have the name (`invalid_key_name`), or the first key of all is no admin's
+            (`first_key_not_admin`).
     """
+    if name == LOCAL:
+        raise InvalidInput(
+            f"{LOCAL} is the owner of what was made without a key",
+            code="invalid_key_name",
+            next_step="choose another name",
+            param="name",
+        )
     if _row(connection, name) is not None:
         raise Conflict(
             f"the name {name} is taken: what was made with its key belongs to it",
@@ -116,6 +125,14 @@ def live_ids(connection: Connection, key_ids: set[str]) -> set[str]:
 
 def all_of(connection: Connection) -> list[KeyRecord]:
     return [_record(row) for row in connection.execute(select(api_keys).order_by(api_keys.c.created_at))]
+
+
+def is_one_live(connection: Connection) -> bool:
+    """Say whether somebody could get in with a key."""
+    return (
+        connection.execute(select(api_keys.c.name).where(api_keys.c.revoked_at.is_(None)).limit(1)).first()
+        is not None
+    )
 
 
 def has_any(connection: Connection) -> bool:
