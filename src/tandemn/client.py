@@ -19,6 +19,7 @@ from tandemn import __version__
 from tandemn.errors import ServerUnavailable, TandemnError
 from tandemn.protocol import deployments, handshake, jobs, keys, openai, plans, replicas
 from tandemn.protocol import errors as wire
+from tandemn.protocol.cost import DeploymentCostView
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -321,6 +322,10 @@ class UserClient(_Http):
         return await self._call(
             "GET", f"/api/deployments/{service_name}", deployments.DeploymentStatus, params=params
         )
+
+    async def deployment_cost(self, service_name: str) -> DeploymentCostView:
+        """Say what a deployment has cost so far, and what it saved."""
+        return await self._call("GET", f"/api/deployments/{service_name}/cost", DeploymentCostView)
 
     async def list_deployments(self, *, state: str | None = None) -> deployments.DeploymentList:
         """List newest first; `state` is a DeploymentState, `active` (the default), `ended` or `all`."""

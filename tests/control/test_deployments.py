@@ -85,12 +85,16 @@ async def desk(tmp_path, monkeypatch):
     async def host(_name):
         return routers
 
+    async def no_meter(_record):
+        raise Retryable("the router does not answer", code="router_unavailable")
+
     hands = Hands(
         database=database,
         clock=MockClock(),
         keyring=Keyring(tmp_path / "keys"),
         provider=opened,
         host=host,
+        last_reading=no_meter,
     )
     yield Desk(hands, fake, provider, routers)
     await provider.close()

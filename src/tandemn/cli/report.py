@@ -4,16 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from datetime import datetime
-from decimal import Decimal
 from typing import assert_never
 
-from tandemn.cli import text
-from tandemn.prices import usd
-from tandemn.protocol.cost import CostView, FigureView
+from tandemn.cli import cost_report, text
 from tandemn.protocol.jobs import (
-    CostReport,
-    JobCostRow,
     JobState,
     JobStatus,
     JobSummary,
@@ -82,7 +76,7 @@ def progress_line(status: JobStatus, now: float) -> str:
     if status.replicas:
         parts.append(replica_counts(status.replicas))
     if status.cost is not None and (status.cost.at_least_usd or status.cost.unknown):
-        parts.append(f"cost {figure(status.cost)}")
+        parts.append(f"cost {cost_report.figure(status.cost)}")
     if status.swap and status.swap.state in {"launching", "draining"}:
         parts.append(swap_line(status.swap))
     if status.pace and status.pace.acted_because and not status.state.has_ended:
@@ -101,7 +95,7 @@ def status_lines(status: JobStatus, now: float) -> list[str]:
         ("pace", ", ".join(rates(status)) or "-"),
         ("deadline", ", ".join(pace(status, now)) or "-"),
         ("tokens", f"{status.prompt_tokens:,} read, {status.output_tokens:,} written"),
-        ("cost", cost_line(status)),
+        ("cost", cost_report.cost_line(status)),
     ]
     if status.pace and not status.state.has_ended:
         rows.append(("pacing", pacing_line(status.pace)))
@@ -130,7 +124,7 @@ def final_lines(status: JobStatus, output: str | None) -> list[str]:
             f"pace      {per_s} requests/s, {text.rate(status.output_tokens / busy_s)} output tokens/s"
         )
     if status.cost_usd is not None or status.cost is not None:
-        lines.append(f"cost      {cost_line(status)}")
+        lines.append(f"cost      {cost_report.cost_line(status)}")
     if output is not None:
         lines.append(f"output    {output}")
     elif requests.completed:
@@ -155,109 +149,6 @@ def summary_rows(jobs: Iterable[JobSummary], now: float) -> list[list[str]]:
 
 
 SUMMARY_HEADS = ("JOB", "STATE", "MODEL", "REQUESTS", "CREATED", "DEADLINE", "REASON")
-
-
-COST_HEADS = (
-    "JOB",
-    "STATE",
-    "MODEL",
-    "SPENT",
-    "LABEL",
-    "PER HOUR NOW",
-    "PER MILLION TOKENS",
-    "PLANNED",
-    "BUDGET",
-)
-
-
-def cost_rows(jobs: Iterable[JobCostRow]) -> list[list[str]]:
-    """Make the rows of `tandemn cost`."""
-    return [
-        [
-            job.job_id,
-            str(job.state),
-            job.model,
-            _amount(job.cost),
-            job.cost.label or "-",
-            _or_unknown(job.cost.usd_per_hour),
-            _or_dash(job.cost.usd_per_million_tokens),
-            _or_dash(job.cost.planned_usd),
-            _or_dash(job.cost.budget_usd),
-        ]
-        for job in jobs
-    ]
-
-
-def cost_total(report: CostReport) -> list[str]:
-    """Sum up `tandemn cost`: the total is over all jobs, shown or not."""
-    lines = ["", f"total     {figure(report.total)}, {_or_unknown(report.usd_per_hour)} an hour now"]
-    if report.jobs_total > len(report.jobs):
-        lines.append(f"          of {text.plural(report.jobs_total, 'job')}, {len(report.jobs):,} shown")
-    return [*lines, f"left out  {', '.join(report.left_out)}"]
-
-
-def cost_lines(job_id: str, cost: CostView) -> list[str]:
-    """Say what one job costs, and how the figures were made."""
-    since = (
-        "-"
-        if cost.since is None
-        else datetime.fromtimestamp(cost.since).astimezone().isoformat(" ", "seconds")
-    )
-    rows = [
-        ("job", job_id),
-        ("spent", figure(cost)),
-        ("now", f"{_or_unknown(cost.usd_per_hour)} an hour"),
-        ("since", since),
-        ("tokens", f"{_or_dash(cost.usd_per_million_tokens)} per million"),
-        ("planned", f"{usd(cost.planned_usd)} estimated" if cost.planned_usd is not None else "unknown"),
-        ("budget", _or_dash(cost.budget_usd)),
-        ("left out", ", ".join(cost.left_out)),
-    ]
-    lines = [f"{head:<9} {value}" for head, value in rows]
-    if not cost.parts:
-        return lines
-    table = text.table(
-        ("PART", "SPENT", "LABEL", "RUNNING", "BILLED TIME"),
-        [
-            [each.part, _amount(each), each.label or "-", str(each.running), text.duration(each.seconds)]
-            for each in cost.parts
-        ],
-    )
-    return [*lines, "", *table]
-
-
-def cost_line(status: JobStatus) -> str:
-    """Say on one line what the job cost, beside its plan and its budget."""
-    cost = status.cost
-    if cost is None:
-        return "unknown" if status.cost_usd is None else usd(status.cost_usd)
-    parts = [figure(cost)]
-    if cost.planned_usd is not None and (cost.planned_usd or cost.at_least_usd):
-        parts.append(f"planned {usd(cost.planned_usd)}")
-    if cost.budget_usd is not None:
-        parts.append(f"budget {usd(cost.budget_usd)}")
-    if cost.usd_per_hour != 0:
-        parts.append(f"{_or_unknown(cost.usd_per_hour)} an hour now")
-    return ", ".join(parts)
-
-
-def figure(cost: FigureView) -> str:
-    """Write a figure with its label; an unknown one with what is known of it."""
-    return f"{_amount(cost)} {cost.label}" if cost.label else _amount(cost)
-
-
-def _amount(cost: FigureView) -> str:
-    if cost.usd is not None:
-        return usd(cost.usd)
-    return f"unknown (at least {usd(cost.at_least_usd)}; {cost.unknown} of unknown price)"
-
-
-def _or_unknown(amount: Decimal | None) -> str:
-    return "unknown" if amount is None else usd(amount)
-
-
-def _or_dash(amount: Decimal | None) -> str:
-    return "-" if amount is None else usd(amount)
 
 
 def done_of(requests: RequestCounts) -> str:

@@ -32,8 +32,10 @@ from tandemn.control.api.dependencies import same_route
 from tandemn.control.embedded_redis import EmbeddedRedis
 from tandemn.control.leadership import Leadership, LeaderTask, this_process, while_leading
 from tandemn.control.providers import Providers
+from tandemn.control.reconcilers.billing import BillReader
 from tandemn.control.reconcilers.deployment_supervisor import DeploymentSupervisor
 from tandemn.control.reconcilers.deployments import Hands
+from tandemn.control.reconcilers.metering import MeterReader
 from tandemn.control.reconcilers.supervisor import Supervisor
 from tandemn.control.services import Pulse, Services
 from tandemn.control.store import replicas as replica_records
@@ -140,7 +142,10 @@ def leader_tasks(services: Services) -> Sequence[LeaderTask]:
     `services.database` refuses their writes as soon as another leads (code `not_leading`, which is Superseded:
     drop what was being done). What runs in every process, leader or not, stands in `keep_going`.
     """
-    return [Supervisor(services), DeploymentSupervisor(_hands(services), services.online)]
+    meter = MeterReader(services.database, services.keyring, services.clock)
+    hands = _hands(services, meter)
+    bills = BillReader(services.database, services.clock, services.providers.provider)
+    return [Supervisor(services), DeploymentSupervisor(hands, services.online), meter, bills]
 
 
 @asynccontextmanager
@@ -175,13 +180,14 @@ async def keep_going(services: Services) -> AsyncIterator[None]:
         await leadership.resign()
 
 
-def _hands(services: Services) -> Hands:
+def _hands(services: Services, meter: MeterReader) -> Hands:
     return Hands(
         database=services.database,
         clock=services.clock,
         keyring=services.keyring,
         provider=services.providers.provider,
         host=services.providers.host,
+        last_reading=meter.read,
     )
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from decimal import Decimal
 from typing import TYPE_CHECKING
 
+from tandemn.control import deployment_cost
+from tandemn.control.figures import amount, figure_view, part_view
 from tandemn.control.store import chunks, events, jobs
 from tandemn.fleet.reconcile import STOP_GRACE_S
 from tandemn.ledger import budget
-from tandemn.ledger.figures import Figure, total
+from tandemn.ledger.figures import total
 from tandemn.ledger.fold import fold
 from tandemn.ledger.job_cost import COST_EVENTS, JobCost, facts, of_job
-from tandemn.ledger.spending import LEFT_OUT, PartSpending, spending
-from tandemn.protocol.cost import CostView, FigureView, PartView
+from tandemn.ledger.spending import LEFT_OUT, spending
+from tandemn.protocol.cost import CostView
 from tandemn.protocol.jobs import CostReport, JobCostRow
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 #: How long ending a job's replicas takes at the most: the notice, and two looks of the reconciler.
 SHUTDOWN_S = STOP_GRACE_S + 2.0
-#: Digits of an amount in an answer.
-_DIGITS = Decimal("1e-9")
 
 
 def of(connection: Connection, job: JobRecord, totals: ChunkTotals, *, now: float) -> CostView:
@@ -45,6 +44,8 @@ def report(connection: Connection, *, limit: int, now: float, owner: str | None 
     shown = jobs.page(connection, limit=limit, after=None, states=None, owner=owner)[:limit]
     state = fold(facts(logged))
     everything = [spending(state, job_id, now) for job_id in of_each]
+    lives = deployment_cost.lives(connection, owner=owner)
+    online = [deployment_cost.of_life(connection, life, now=now) for life in lives]
     return CostReport(
         jobs=[
             JobCostRow(
@@ -58,8 +59,19 @@ def report(connection: Connection, *, limit: int, now: float, owner: str | None 
             for job in shown
         ],
         jobs_total=jobs.count(connection, owner=owner),
-        total=_figure(total(each.spent for each in everything)),
-        usd_per_hour=_amount(total(each.usd_per_hour for each in everything).usd),
+        deployments=[deployment_cost.view(life, cost) for life, cost in zip(lives, online, strict=True)][
+            :limit
+        ],
+        deployments_total=len(lives),
+        total=figure_view(total([*(each.spent for each in everything), *(cost.spent for _, cost in online)])),
+        usd_per_hour=amount(
+            total(
+                [
+                    *(each.usd_per_hour for each in everything),
+                    *(cost.spending.usd_per_hour for _, cost in online),
+                ]
+            ).usd
+        ),
         left_out=list(LEFT_OUT),
     )
 
@@ -76,34 +88,12 @@ def _view(job: JobRecord, logged: list[EventRecord], totals: ChunkTotals, now: f
     cost: JobCost = of_job(logged, job.job_id, tokens=totals.prompt_tokens + totals.output_tokens, now=now)
     spent = cost.spending
     return CostView(
-        **_figure(spent.spent).model_dump(),
-        parts=[_part(each) for each in spent.parts],
-        usd_per_hour=_amount(spent.usd_per_hour.usd),
+        **figure_view(spent.spent).model_dump(),
+        parts=[part_view(each) for each in spent.parts],
+        usd_per_hour=amount(spent.usd_per_hour.usd),
         since=spent.since,
-        usd_per_million_tokens=_amount(cost.usd_per_million_tokens),
-        planned_usd=_amount(cost.planned_usd),
+        usd_per_million_tokens=amount(cost.usd_per_million_tokens),
+        planned_usd=amount(cost.planned_usd),
         budget_usd=job.spec.budget_usd,
         left_out=list(LEFT_OUT),
     )
-
-
-def _part(part: PartSpending) -> PartView:
-    return PartView(
-        **_figure(part.spent).model_dump(),
-        part=part.part.value,
-        running=part.running,
-        seconds=float(part.seconds),
-    )
-
-
-def _figure(figure: Figure) -> FigureView:
-    return FigureView(
-        usd=_amount(figure.usd),
-        at_least_usd=figure.at_least.quantize(_DIGITS),
-        unknown=figure.unknown,
-        label=figure.label.value if figure.label is not None else None,
-    )
-
-
-def _amount(usd: Decimal | None) -> Decimal | None:
-    return usd.quantize(_DIGITS) if usd is not None else None

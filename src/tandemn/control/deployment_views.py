@@ -74,6 +74,7 @@ def _backend(backend: Backend) -> BackendView:
         replicas=[
             BackendReplicaView(replica_id=each.replica_id, state=each.state, pid=each.pid)
             for each in backend.seen
+            if each.ended is None
         ],
     )
 

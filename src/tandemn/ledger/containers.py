@@ -8,14 +8,14 @@ at the most, from when until when. A period in which `peak` were in flight neede
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from tandemn.ledger.entries import Ended, Fact, Label, Part, RuleName, Started
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from tandemn.prices import Price
 
@@ -41,9 +41,12 @@ class ServerlessTerms:
     concurrency: int
     """Requests that a container takes at a time."""
     scaledown_s: float
-    cold_start_s: float
-    """Added where a log did not wait for this provider's containers; 0 for a log that did."""
     rule: RuleName
+    cold_start_s: float = 0.0
+    """Added where a log did not wait for this provider's containers; 0 for a log that did."""
+
+    def __post_init__(self) -> None:
+        assert self.concurrency > 0, "a container takes requests"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,34 +59,50 @@ class Span:
     end: float
 
 
-def containers(periods: Iterable[BusyPeriod], terms: ServerlessTerms) -> list[Span]:
-    """Replay the periods, which may touch but not overlap; the fullest container is filled first."""
-    assert terms.concurrency > 0, "a container takes requests"
+def containers(
+    periods: Iterable[BusyPeriod], terms: ServerlessTerms | Callable[[float], ServerlessTerms]
+) -> list[Span]:
+    """Replay the periods, which may touch but not overlap; the fullest container is filled first.
+
+    Args:
+        periods: in any order.
+        terms: those of all of them, or of a period that begins at a time: an update changes them.
+    """
     ordered = sorted(periods, key=lambda each: (each.start, each.end))
-    most = max((_needed(each, terms.concurrency) for each in ordered), default=0)
+    under = [(each, terms(each.start) if callable(terms) else terms) for each in ordered]
+    needed = [-(-each.peak // its.concurrency) for each, its in under]
     spans: list[Span] = []
-    for number in range(1, most + 1):
-        start = end = None
-        for period in ordered:
-            if _needed(period, terms.concurrency) < number:
+    for number in range(1, max(needed, default=0) + 1):
+        current: Span | None = None
+        for (period, its), count in zip(under, needed, strict=True):
+            if count < number:
                 continue
-            if start is None or end is None or period.start > end:
-                if start is not None and end is not None:
-                    spans.append(Span(number=number, start=start, end=end))
-                start, end = period.start, period.end + terms.cold_start_s + terms.scaledown_s
-            else:
-                end = max(end, period.end + terms.scaledown_s)
-        if start is not None and end is not None:
-            spans.append(Span(number=number, start=start, end=end))
+            end = period.end + its.scaledown_s
+            if current is not None and period.start <= current.end:
+                current = replace(current, end=max(current.end, end))
+                continue
+            if current is not None:
+                spans.append(current)
+            current = Span(number=number, start=period.start, end=end + its.cold_start_s)
+        if current is not None:
+            spans.append(current)
     return sorted(spans, key=lambda span: (span.start, span.number))
 
 
 def container_facts(
-    spans: Iterable[Span], *, owner: str, backend: str, rule: RuleName, price: Price | None, account: str
+    spans: Iterable[Span],
+    *,
+    owner: str,
+    backend: str,
+    rule: RuleName,
+    price: Price | None,
+    account: str,
+    until: float | None = None,
 ) -> Iterator[Fact]:
     """Write containers as facts: their requests were observed, so their time counts as metered.
 
-    A container that still runs has an end to come; with more periods it comes later, under the same name.
+    A container that still runs has an end to come; with more periods it comes later, under the same name. None
+    outlives its backend, which was gone at `until`.
     """
     for span in spans:
         item = f"{owner}/{backend}/{span.number}@{span.start!r}"
@@ -98,7 +117,7 @@ def container_facts(
             backend=backend,
             account=account,
         )
-        yield Ended(at=span.end, item=item)
+        yield Ended(at=span.end if until is None else max(span.start, min(span.end, until)), item=item)
 
 
 def together(of_backends: Iterable[Sequence[BusyPeriod]]) -> list[BusyPeriod]:
@@ -128,14 +147,29 @@ def together(of_backends: Iterable[Sequence[BusyPeriod]]) -> list[BusyPeriod]:
     return laid
 
 
+def coarser(periods: Sequence[BusyPeriod]) -> list[BusyPeriod]:
+    """Join each two neighbours into one, so that a long log stays short: what needed containers still does.
+
+    Time between them counts as busy from then on, and the higher peak as that of both.
+    """
+    ordered = sorted(periods, key=lambda each: (each.start, each.end))
+    pairs = [ordered[index : index + 2] for index in range(0, len(ordered), 2)]
+    return [
+        BusyPeriod(
+            start=pair[0].start,
+            end=max(each.end for each in pair),
+            peak=max(each.peak for each in pair),
+            inflight_s=sum(each.inflight_s for each in pair),
+            requests=sum(each.requests for each in pair),
+        )
+        for pair in pairs
+    ]
+
+
 def busy_container_s(inflight_s: Mapping[int, float], concurrency: int) -> float:
     """Return the container seconds that a meter's levels need at the least: without cold starts and idle time."""
     assert concurrency > 0, "a container takes requests"
     return sum(-(-level // concurrency) * spent for level, spent in inflight_s.items())
-
-
-def _needed(period: BusyPeriod, concurrency: int) -> int:
-    return -(-period.peak // concurrency)
 
 
 def _mean(period: BusyPeriod) -> float:

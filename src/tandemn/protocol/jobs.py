@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tandemn.protocol.cost import CostView, FigureView
+from tandemn.protocol.cost import CostView, DeploymentCostView, FigureView
 from tandemn.protocol.plans import KoiAdvice, is_absent
 from tandemn.protocol.replicas import Market, ReasonCode, ReplicaState
 
@@ -256,6 +256,9 @@ class CostReport(BaseModel):
     """The newest."""
     jobs_total: int
     """How many there are, shown or not."""
+    deployments: list[DeploymentCostView] = []
+    """The newest, with those that are gone."""
+    deployments_total: int = 0
     total: FigureView
     """Over all of them."""
     usd_per_hour: Decimal | None

@@ -149,6 +149,7 @@ RULES: Mapping[tuple[str, str], Rule] = {
     ("POST", "/api/deployments/plan"): _change(body=Body.JSON),
     ("GET", "/api/deployments/{service_name}"): _read(Owned.DEPLOYMENT),
     ("DELETE", "/api/deployments/{service_name}"): _change(Owned.DEPLOYMENT),
+    ("GET", "/api/deployments/{service_name}/cost"): _read(Owned.DEPLOYMENT),
     ("GET", "/api/deployments/{service_name}/key"): _change(Owned.DEPLOYMENT),
     ("POST", "/api/deployments/{service_name}/key/rotate"): _change(Owned.DEPLOYMENT, Body.JSON),
     ("GET", "/api/deployments/{service_name}/events"): _read(Owned.DEPLOYMENT),

@@ -8,13 +8,14 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 
-from tandemn.control import deployment_planning, online
+from tandemn.control import deployment_cost, deployment_planning, online
 from tandemn.control.api.dependencies import CallerNow, ServicesNow
 from tandemn.control.api.jobs import LOOK_LIMIT_S
 from tandemn.control.api.server import LAST_SEQ
 from tandemn.control.deployment_views import status, summary
 from tandemn.control.store import deployments, events
 from tandemn.control.views import event_list
+from tandemn.protocol.cost import DeploymentCostView
 from tandemn.protocol.deployments import (
     DeploymentList,
     DeploymentPlan,
@@ -71,6 +72,12 @@ async def get(
 @router.delete("/{service_name}", status_code=202)
 async def destroy(service_name: str, services: ServicesNow, caller: CallerNow) -> DeploymentStatus:
     return status(await online.destroy(services, service_name, actor=caller.name))
+
+
+@router.get("/{service_name}/cost")
+async def cost(service_name: str, services: ServicesNow) -> DeploymentCostView:
+    record = await services.database.run(deployments.get, service_name)
+    return await services.database.run(deployment_cost.of, record, now=services.clock.now())
 
 
 @router.get("/{service_name}/key")

@@ -8,6 +8,7 @@ given another table.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,8 @@ class Hands:
     """Opens a provider by its name; raises what the seam says."""
     host: Callable[[str], Awaitable[RouterHost]]
     """Opens a host of routers by its name."""
+    last_reading: Callable[[DeploymentRecord], Awaitable[None]]
+    """Reads a router's meter before it is taken down."""
 
 
 async def move(hands: Hands, service_name: str, part: str) -> float | None:
@@ -140,6 +143,8 @@ async def _act_on_router(
             remote = await host.ensure(part.plan, await setup_of(hands, record))
             return lifecycle.ensured(part, remote, hands.clock.now())
         case Action.DELETE:
+            with suppress(TandemnError):
+                await hands.last_reading(record)
             is_gone = await host.delete(part.plan.remote_name, part.plan.place)
             return lifecycle.deleted(part, hands.clock.now(), is_gone=is_gone)
         case _:

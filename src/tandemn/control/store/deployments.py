@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, RowMapping, delete, select, union_all, update
 
+from tandemn import prices
 from tandemn.control.access.rules import LOCAL, LOCAL_CALLER, Caller
 from tandemn.control.store import events, parts
 from tandemn.control.store.parts import BackendRecord, RouterRecord
@@ -96,7 +97,7 @@ def submit(
             actor=caller.name,
             changed=changed_fields(record.spec, spec),
         )
-    _replan(connection, record, plans, now)
+    _replan(connection, record, spec, plans, now)
     connection.execute(
         update(deployments)
         .where(deployments.c.service_name == spec.service_name)
@@ -327,12 +328,19 @@ def _create(
         gpu=spec.gpu,
         backends={name: plan.provider for name, plan in plans.backends.items()},
     )
+    for name, plan in plans.backends.items():
+        _tell_plan(connection, spec, name, plan, now)
     return get(connection, spec.service_name)
 
 
-def _replan(connection: Connection, record: DeploymentRecord, plans: Plans, now: float) -> None:
+def _replan(
+    connection: Connection, record: DeploymentRecord, spec: DeploymentSpec, plans: Plans, now: float
+) -> None:
     for known in record.backends:
-        _take(connection, record.service_name, known, plans.backends[known.part.name], now)
+        plan = plans.backends[known.part.name]
+        _take(connection, record.service_name, known, plan, now)
+        if (plan, spec) != (known.part.plan, record.spec):
+            _tell_plan(connection, spec, known.part.name, plan, now)
     if record.router is not None and plans.router is not None:
         _take(connection, record.service_name, record.router, plans.router, now)
 
@@ -343,6 +351,27 @@ def _take(
     after = lifecycle.replanned(known.part, plan)
     if after is not known.part:
         parts.write(connection, service_name, known, after, now=now)
+
+
+def _tell_plan(
+    connection: Connection, spec: DeploymentSpec, name: str, plan: BackendPlan, now: float
+) -> None:
+    """Tell what a backend costs and how it scales from here on: the ledger reads nothing else of it."""
+    on_demand = plan.on_demand_usd_per_hour
+    events.append(
+        connection,
+        EventKind.BACKEND_PLANNED,
+        now=now,
+        service_name=spec.service_name,
+        backend=name,
+        provider=plan.provider,
+        market=plan.market.value,
+        remote_name=plan.remote_name,
+        concurrency=spec.scaling.serverless.concurrency,
+        scaledown_s=spec.scaling.serverless.scaledown_window,
+        on_demand_usd_per_hour=None if on_demand is None else str(on_demand),
+        **prices.to_event(plan.price(now)),
+    )
 
 
 def _home(plan: BackendPlan) -> tuple[str, str, str]:

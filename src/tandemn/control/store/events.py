@@ -64,10 +64,16 @@ def _page(connection: Connection, which: ColumnElement[bool], after: int, limit:
 
 
 def of_kinds(
-    connection: Connection, kinds: Sequence[EventKind], *, job_id: str | None = None
+    connection: Connection,
+    kinds: Sequence[EventKind],
+    *,
+    job_id: str | None = None,
+    service_name: str | None = None,
 ) -> list[EventRecord]:
-    """Read every event of these kinds, oldest first, of one job or of all."""
+    """Read every event of these kinds, oldest first, of one job or deployment, or of all."""
     query = select(events).where(events.c.kind.in_([kind.value for kind in kinds])).order_by(events.c.seq)
     if job_id is not None:
         query = query.where(events.c.job_id == job_id)
+    if service_name is not None:
+        query = query.where(events.c.service_name == service_name)
     return [record(EventRecord, row) for row in connection.execute(query)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic
 
 from sqlalchemy import select, update
@@ -131,6 +131,7 @@ def _tell(
 ) -> None:
     plan = after.plan
     facts: dict[str, Any] = {"remote_name": plan.remote_name, "place": plan.place or None}
+    facts["remote_id"] = None if after.remote is None else after.remote.remote_id
     if isinstance(plan, BackendPlan):
         kind = EventKind.BACKEND_STATE
         facts |= {"backend": after.name, "provider": plan.provider, "market": plan.market.value}
@@ -142,20 +143,25 @@ def _tell(
         facts |= {"state": after.state.value, "reason": after.reason, "code": after.code}
         facts |= {"price_usd_per_hour": price, "price_source": plan.price_source or None}
         events.append(connection, kind, now=now, service_name=service_name, **facts)
-    ids = [one.replica_id for one in after.seen]
-    if isinstance(plan, BackendPlan) and (before.replicas, [one.replica_id for one in before.seen]) != (
-        after.replicas,
-        ids,
-    ):
+    if isinstance(plan, BackendPlan) and (before.replicas, _lives(before)) != (after.replicas, _lives(after)):
+        running = [one for one in after.seen if one.ended is None]
         events.append(
             connection,
             EventKind.BACKEND_REPLICAS,
             now=now,
             service_name=service_name,
             backend=after.name,
+            market=plan.market.value,
             ready=after.replicas,
-            replicas=ids,
+            replicas=[one.replica_id for one in running],
+            began={one.replica_id: one.began for one in after.seen if one.began is not None},
+            ended={one.replica_id: one.ended for one in after.seen if one.ended is not None},
+            prices={one.replica_id: str(one.usd_per_hour) for one in running if one.usd_per_hour is not None},
         )
+
+
+def _lives(part: Part[PlanT]) -> list[tuple[str, bool]]:
+    return [(one.replica_id, one.ended is None) for one in part.seen]
 
 
 def _table(part: Backend | Router) -> Table:
@@ -175,7 +181,7 @@ def _fields(row: RowMapping) -> dict[str, Any]:
         "is_ensured": row["is_ensured"],
         "remote": None if row["remote"] is None else Remote.from_json(row["remote"]),
         "replicas": row["replicas"],
-        "seen": tuple(ReplicaSeen(**one) for one in row["seen"]),
+        "seen": tuple(ReplicaSeen.from_json(one) for one in row["seen"]),
         "reason": row["reason"],
         "code": row["code"],
         "failures": row["failures"],
@@ -192,7 +198,7 @@ def _columns(part: Backend | Router) -> dict[str, Any]:
         "is_ensured": part.is_ensured,
         "remote": None if part.remote is None else part.remote.as_json(),
         "replicas": part.replicas,
-        "seen": [asdict(one) for one in part.seen],
+        "seen": [one.as_json() for one in part.seen],
         "reason": part.reason,
         "code": part.code,
         "failures": part.failures,

@@ -225,6 +225,42 @@ events = Table(
     Index(None, "service_name", "seq"),
 )
 
+# What routers metered outlives their deployments, so nothing here refers to those: `life` is when one was made.
+meter_series = Table(
+    "meter_series",
+    metadata,
+    Column("service_name", String(40), primary_key=True),
+    Column("life", Float, primary_key=True),
+    Column("series", String(64), primary_key=True),
+    Column("next_number", BigInteger, nullable=False),  # of the first period that has not been read
+    Column("read_at", Float, nullable=False),
+    Column("is_complete", Boolean, nullable=False),  # no period was dropped before it was read
+    Column("under_way", JSON, nullable=False, default=list),
+)
+
+meter_totals = Table(
+    "meter_totals",
+    metadata,
+    Column("service_name", String(40), primary_key=True),
+    Column("life", Float, primary_key=True),
+    Column("series", String(64), primary_key=True),
+    Column("backend", String(256), primary_key=True),
+    Column("totals", JSON, nullable=False),
+)
+
+busy_periods = Table(
+    "busy_periods",
+    metadata,
+    Column("service_name", String(40), primary_key=True),
+    Column("life", Float, primary_key=True),
+    Column("backend", String(256), primary_key=True),
+    Column("start", Float, primary_key=True),
+    Column("end", Float, nullable=False),
+    Column("peak", Integer, nullable=False),
+    Column("inflight_s", Float, nullable=False),
+    Column("requests", BigInteger, nullable=False),
+)
+
 seat = Table(
     "seat",
     metadata,

@@ -6,6 +6,7 @@ What a killed fleet process left open is closed by the next one, at the last sig
 
 from __future__ import annotations
 
+import os
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+#: How much of the log's end tells who ended lately: some 200 replicas.
+RECENT_BYTES = 64 << 10
 #: Seconds of an hour, for prices.
 _HOUR_S = 3600
 
@@ -85,6 +88,18 @@ class LifetimeLog:
         for begun in living.values():
             yield _lifetime(begun, None)
 
+    def recent(self, market: Market) -> dict[str, Lifetime]:
+        """Return the last lives of a market, by replica, without reading more than the log's end."""
+        begun: dict[str, _Begun] = {}
+        found: dict[str, Lifetime] = {}
+        for line in self._lines(RECENT_BYTES):
+            if isinstance(line, _Begun) and line.market is market:
+                begun[line.replica_id] = line
+                found[line.replica_id] = _lifetime(line, None)
+            elif isinstance(line, _Ended) and line.replica_id in begun:
+                found[line.replica_id] = _lifetime(begun[line.replica_id], line)
+        return found
+
     def total(self, market: Market, since: float, until: float) -> tuple[float, Decimal]:
         """Add up a market's seconds between two times, and what they cost."""
         seconds, usd = 0.0, Decimal(0)
@@ -98,10 +113,13 @@ class LifetimeLog:
         with self.path.open("ab") as file:
             file.write(msgspec.json.encode(line) + b"\n")
 
-    def _lines(self) -> Iterator[_Begun | _Ended]:
+    def _lines(self, last_bytes: int | None = None) -> Iterator[_Begun | _Ended]:
         decoder = msgspec.json.Decoder(_Begun | _Ended)
         try:
             with self.path.open("rb") as file:
+                if last_bytes is not None:
+                    # The line that this falls into is passed over like any other that is cut.
+                    file.seek(max(0, file.seek(0, os.SEEK_END) - last_bytes))
                 for line in file:
                     # A line that a full disk cut short tells nothing.
                     try:

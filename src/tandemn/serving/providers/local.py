@@ -19,8 +19,8 @@ from tandemn.fleet.engines.process import log_tail
 from tandemn.protocol.deployments import BackendState
 from tandemn.protocol.replicas import Market
 from tandemn.serving.local.folder import FleetFolder, fleet_folder, fleet_names
-from tandemn.serving.local.lifetimes import LifetimeLog
-from tandemn.serving.local.orders import EngineOrder, Order, ServerlessOrder, SpotOrder
+from tandemn.serving.local.lifetimes import Lifetime, LifetimeLog
+from tandemn.serving.local.orders import BackendReport, EngineOrder, Order, ServerlessOrder, SpotOrder
 from tandemn.serving.providers import faults
 from tandemn.serving.providers.provider import (
     CALL_S,
@@ -56,6 +56,8 @@ STOP_S = 10.0
 LOOK_S = 0.02
 #: When to look again: it is a file. A process that starts takes less than a second.
 STATUS_S, STARTING_S = 1.0, 0.2
+#: How long a replica that has ended is told of, in seconds: looks can be late, and a control plane may start anew.
+ENDED_SEEN_S = 120.0
 
 
 class Local:
@@ -151,19 +153,42 @@ class Local:
             return BackendStatus(state=BackendState.DELETED, look_s=STATUS_S)
         report = await self._do(folder.living_report)
         backend = None if report is None else report.backends.get(self.market)
-        if backend is None:
+        if report is None or backend is None:
             return BackendStatus(
                 state=BackendState.PROVISIONING, reason="its fleet process starts", look_s=STARTING_S
             )
-        seen = [ReplicaSeen(replica_id=r.replica_id, state=r.state, pid=r.pid) for r in backend.replicas]
+        lives = await self._do(LifetimeLog(folder.lifetimes).recent, self.market)
         return BackendStatus(
             state=backend.state,
             url=backend.url,
             replicas=backend.ready,
-            seen=tuple(seen),
+            seen=self._seen(backend, lives, report.at),
             look_s=STATUS_S,
             reason=backend.reason,
         )
+
+    def _seen(
+        self, backend: BackendReport, lives: Mapping[str, Lifetime], now: float
+    ) -> tuple[ReplicaSeen, ...]:
+        """Those that run, and those that ended lately; times of a faster clock are none of ours."""
+        if self._settings.local_speed != 1:
+            lives = {}
+        running = {each.replica_id: each for each in backend.replicas}
+        seen = [
+            ReplicaSeen(
+                replica_id=name,
+                state=each.state,
+                pid=each.pid,
+                began=lives[name].began if name in lives else None,
+            )
+            for name, each in running.items()
+        ]
+        gone = [
+            ReplicaSeen(replica_id=name, state=each.why, began=each.began, ended=each.ended)
+            for name, each in lives.items()
+            if name not in running and each.ended is not None and each.ended > now - ENDED_SEEN_S
+        ]
+        return (*seen, *gone)
 
     async def scale(self, remote: Remote, min_replicas: int) -> None:
         folder = self._folder(remote.remote_name)

@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from tandemn.prices import Price
 from tandemn.protocol.replicas import Market
 
 if TYPE_CHECKING:
@@ -47,6 +48,18 @@ REMOTE_PREFIX = "tandemn-"
 CALL_S = 60.0
 #: Replicas of a serverless backend at most, where `--workers-max` does not say otherwise: a bound on spending.
 SERVERLESS_REPLICAS = 3
+
+
+#: Fields of a plan that JSON must keep exact.
+_MONEY = ("usd_per_hour", "on_demand_usd_per_hour")
+
+
+def _text(amount: Decimal | None) -> str | None:
+    return None if amount is None else str(amount)
+
+
+def _amount(text: str | None) -> Decimal | None:
+    return None if text is None else Decimal(text)
 
 
 def remote_name(service_name: str) -> str:
@@ -92,6 +105,8 @@ class BackendPlan:
     usd_per_hour: Decimal | None = None
     """List price of one replica while it runs; None: not known."""
     price_source: str = ""
+    on_demand_usd_per_hour: Decimal | None = None
+    """The same machine on demand, where the backend is spot: what savings are held against. None: not known."""
     engine: str = "vllm"
     """`vllm`, `llamacpp` or `other`: how the router can continue a broken stream there."""
     concurrency: int | None = None
@@ -101,19 +116,21 @@ class BackendPlan:
     warnings: tuple[str, ...] = ()
     """What the provider does otherwise than asked."""
 
+    def price(self, now: float) -> Price | None:
+        """What a replica costs that begins under this plan; None: not known, never 0 for it."""
+        if self.usd_per_hour is None:
+            return None
+        return Price(usd_per_hour=self.usd_per_hour, source=self.price_source, at=now)
+
     def as_json(self) -> dict[str, Any]:
-        price = None if self.usd_per_hour is None else str(self.usd_per_hour)
-        return asdict(self) | {"market": self.market.value, "usd_per_hour": price}
+        money = {name: _text(getattr(self, name)) for name in _MONEY}
+        return asdict(self) | {"market": self.market.value, **money}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         """Read what `as_json` wrote."""
-        price = value["usd_per_hour"]
-        read = {
-            "market": Market(value["market"]),
-            "usd_per_hour": None if price is None else Decimal(price),
-            "warnings": tuple(value["warnings"]),
-        }
+        money = {name: _amount(value.get(name)) for name in _MONEY}
+        read = {"market": Market(value["market"]), "warnings": tuple(value["warnings"]), **money}
         return cls(**{**value, **read})
 
 
@@ -144,6 +161,20 @@ class ReplicaSeen:
     """The provider's word for it."""
     pid: int | None = None
     """Where it is a process on this machine."""
+    began: float | None = None
+    """When it began to cost, Unix time; None: the provider does not tell, so it is when it was first seen."""
+    ended: float | None = None
+    """When it ended; a provider that tells keeps it in its answer for a while. None: it runs."""
+    usd_per_hour: Decimal | None = None
+    """Where it has a price of its own; None: the plan's."""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"usd_per_hour": _text(self.usd_per_hour)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Read what `as_json` wrote."""
+        return cls(**{**value, "usd_per_hour": _amount(value.get("usd_per_hour"))})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +184,7 @@ class BackendStatus:
     replicas: int | None = None
     """Ready now; None: the provider does not tell."""
     seen: tuple[ReplicaSeen, ...] = ()
-    """Every one that runs, where the provider tells them apart."""
+    """Every one that runs or has just ended, where the provider tells them apart."""
     look_s: float | None = None
     """When to look again, where looking costs nothing; None: as seldom as at any provider."""
     reason: str | None = None
