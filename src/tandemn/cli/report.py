@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from typing import assert_never
 
 from tandemn.cli import cost_report, text
+from tandemn.prices import usd
 from tandemn.protocol.jobs import (
     JobState,
     JobStatus,

@@ -45,7 +45,12 @@ def _lines(meter: Meter, standings: Mapping[str, Standing]) -> Iterator[str]:
         for level in sorted(backend.inflight_s):
             yield f'{family}{{backend="{name}",concurrency="{level}"}} {backend.inflight_s[level]:.6f}'
     yield from _histograms("tandemn_router_ttft_seconds", "From request to first event.", meter, "ttft")
-    yield from _histograms("tandemn_router_itl_seconds", "Gap between two reads of a stream, of which every sixteenth is timed.", meter, "itl")
+    yield from _histograms(
+        "tandemn_router_itl_seconds",
+        "Gap between two reads of a stream, of which every sixteenth is timed.",
+        meter,
+        "itl",
+    )
     yield from _family("tandemn_router_rejected_total", "counter", "Requests that the router itself refused.")
     for reason, count in meter.rejected.items():
         yield f'tandemn_router_rejected_total{{reason="{reason}"}} {count}'

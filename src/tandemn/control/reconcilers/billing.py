@@ -20,6 +20,9 @@ from tandemn.serving.providers.provider import Remote
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
+    from decimal import Decimal
+
+    from sqlalchemy import Connection
 
     from tandemn.clock import Clock
     from tandemn.control.deployment_cost import LoggedLife
@@ -139,15 +142,19 @@ class BillReader:
             return
         if usage.source != "billed" or usage.usd is None or usage.usd < 0:
             return
-        await self._database.run(
-            events.append,
-            EventKind.BACKEND_BILLED,
-            now=self._clock.now(),
-            service_name=each.service_name,
-            backend=each.backend,
-            account=each.account,
-            market=each.market,
-            start=each.start,
-            end=each.end,
-            usd=str(usage.usd),
-        )
+        await self._database.run(_write, each, usage.usd, now=self._clock.now())
+
+
+def _write(connection: Connection, each: Due, usd: Decimal, *, now: float) -> None:
+    events.append(
+        connection,
+        EventKind.BACKEND_BILLED,
+        now=now,
+        service_name=each.service_name,
+        backend=each.backend,
+        account=each.account,
+        market=each.market,
+        start=each.start,
+        end=each.end,
+        usd=str(usd),
+    )
