@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from tandemn import __version__
 from tandemn.errors import ServerUnavailable, TandemnError
-from tandemn.protocol import deployments, handshake, jobs, keys, openai, plans, replicas
+from tandemn.protocol import deployments, handshake, jobs, keys, openai, plans, replicas, upkeep
 from tandemn.protocol import errors as wire
 from tandemn.protocol.cost import DeploymentCostView
 
@@ -152,6 +152,11 @@ class _Http:
         async with self._open("GET", path, params=params, timeout=timeout) as answer:
             async for block in answer.content.iter_chunked(BLOCK_BYTES):
                 yield block
+
+
+def _deployment(service_name: str) -> str:
+    """The path of a deployment; a name that is none is looked up as what it is, and not found."""
+    return f"/api/deployments/{quote(service_name, safe='')}"
 
 
 async def _error_of(answer: aiohttp.ClientResponse) -> TandemnError:
@@ -320,7 +325,7 @@ class UserClient(_Http):
         """Look at a deployment; with `since`, when it was changed after that, at the latest after `wait_s`."""
         params = {"wait_s": f"{wait_s:g}", "since": repr(since)} if since is not None else None
         return await self._call(
-            "GET", f"/api/deployments/{service_name}", deployments.DeploymentStatus, params=params
+            "GET", f"{_deployment(service_name)}", deployments.DeploymentStatus, params=params
         )
 
     async def deployment_cost(self, service_name: str) -> DeploymentCostView:
@@ -334,32 +339,45 @@ class UserClient(_Http):
 
     async def destroy_deployment(self, service_name: str) -> deployments.DeploymentStatus:
         """Ask for its end; it is gone when its state is `deleted`."""
-        return await self._call("DELETE", f"/api/deployments/{service_name}", deployments.DeploymentStatus)
+        return await self._call("DELETE", f"{_deployment(service_name)}", deployments.DeploymentStatus)
 
     async def endpoint_key(self, service_name: str) -> deployments.EndpointKey:
-        return await self._call("GET", f"/api/deployments/{service_name}/key", deployments.EndpointKey)
+        return await self._call("GET", f"{_deployment(service_name)}/key", deployments.EndpointKey)
 
     async def rotate_key(
         self, service_name: str, request: deployments.RotateRequest
     ) -> deployments.EndpointKey:
         return await self._call(
-            "POST", f"/api/deployments/{service_name}/key/rotate", deployments.EndpointKey, request
+            "POST", f"{_deployment(service_name)}/key/rotate", deployments.EndpointKey, request
         )
 
     async def deployment_events(
         self, service_name: str, *, after: int = 0, limit: int = 1000
     ) -> jobs.EventList:
         params = {"after": str(after), "limit": str(limit)}
-        return await self._call(
-            "GET", f"/api/deployments/{service_name}/events", jobs.EventList, params=params
-        )
+        return await self._call("GET", f"{_deployment(service_name)}/events", jobs.EventList, params=params)
 
     def deployment_logs(
-        self, service_name: str, *, part: str | None = None, tail: int = 200
+        self, service_name: str, *, part: str | None = None, tail: int = 200, follow: bool = False
     ) -> AsyncIterator[bytes]:
-        """Stream the end of each part's log, each line led by the part's name."""
-        params = {"tail": str(tail)} | ({"part": part} if part else {})
-        return self._download(f"/api/deployments/{service_name}/logs", params)
+        """Stream the end of each part's log, each line led by the part's name; `follow` goes on until it is gone."""
+        params = {"tail": str(tail), "follow": str(follow).lower()} | ({"part": part} if part else {})
+        return self._download(
+            f"{_deployment(service_name)}/logs", params, stall_s=None if follow else STALL_S
+        )
+
+    async def check(self, provider: str | None = None) -> upkeep.CheckReport:
+        """Ask whether everything that the control plane needs answers; with `provider`, that one only."""
+        params = {"provider": provider} if provider else None
+        return await self._call("GET", "/api/check", upkeep.CheckReport, params=params, total_s=PLAN_S)
+
+    async def strays(self) -> upkeep.StrayReport:
+        """List what providers have under our names and no record knows."""
+        return await self._call("GET", "/api/strays", upkeep.StrayReport, total_s=PLAN_S)
+
+    async def collect(self, request: upkeep.CollectRequest) -> upkeep.StrayReport:
+        """Delete strays by name; each says whether it is gone."""
+        return await self._call("POST", "/api/strays/collect", upkeep.StrayReport, request, total_s=PLAN_S)
 
 
 class ReplicaClient(_Http):

@@ -58,11 +58,11 @@ def test_reading_commands_write_json():
     ("arguments", "what"),
     [
         (["deploi"], "error: No such command 'deploi'. Did you mean 'deploy'? [wrong_usage]"),
-        (["status"], "error: Missing argument 'JOB' [wrong_usage]"),
+        (["status"], "error: give a JOB, or --service-name S [wrong_usage]"),
         (["status", "x", "--nonsense"], "error: No such option: --nonsense [wrong_usage]"),
         (
             ["list", "--state", "[bold]x[/bold]"],
-            "error: --state: '[bold]x[/bold]' is no state of a job [wrong_usage]",
+            "error: --state: '[bold]x[/bold]' is no state of a job or deployment [wrong_usage]",
         ),
         (["list", "--limit", "x"], "[wrong_usage]"),
         (["server"], "error: Missing command [wrong_usage]"),

@@ -46,7 +46,7 @@ def test_destroy_all_that_live(plane, tandemn):
 def test_destroy_needs_one_of_job_and_all(arguments, home, tandemn):
     result = tandemn("destroy", *arguments)
     assert result.code == 2
-    assert "give one JOB, or --all" in result.err
+    assert "give one JOB, or --service-name S, or --all" in result.err
 
 
 @pytest.mark.parametrize(("typed", "code", "destroyed"), [(b"y\n", 0, 1), (b"n\n", 1, 0), (b"\n", 1, 0)])
@@ -63,6 +63,6 @@ def test_a_terminal_is_asked_first(typed, code, destroyed, plane):
     os.write(ours, typed)
     _, err = process.communicate(timeout=60)
     os.close(ours)
-    assert b"End 1 job and all replicas (job-1)?" in err
+    assert b"End 1 job (job-1)?" in err
     assert process.returncode == code
     assert len(plane.called("POST", "/api/jobs/job-1/destroy")) == destroyed

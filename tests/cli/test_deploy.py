@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.fakes.user_api import completed, job_status
 
-from tandemn.cli import deploy
+from tandemn.cli import workload
 from tandemn.errors import Infeasible, InvalidInput, StoreUnavailable
 
 BAD: dict[str, Any] = {
@@ -113,9 +113,7 @@ def test_bad_lines_are_named_and_end_with_2(waiting, plane, lines, tandemn):
 @pytest.mark.parametrize(
     ("arguments", "what", "code"),
     [
-        (["m"], "INPUT is missing: this version runs batch jobs only", "wrong_usage"),
-        ([], "MODEL is missing", "wrong_usage"),
-        (["--model", "m", "--gpu", "L4"], "INPUT is missing", "wrong_usage"),
+        (["m", "--slo", "4h"], "--slo is a flag of jobs, but INPUT is missing", "wrong_usage"),
         (["m", "{lines}", "stray"], "unexpected arguments: stray", "wrong_usage"),
         (["m", "{tmp}/none.jsonl"], "{tmp}/none.jsonl does not exist", "input_not_found"),
         (["m", "{tmp}"], "{tmp} is a folder", "input_unreadable"),
@@ -126,7 +124,7 @@ def test_bad_lines_are_named_and_end_with_2(waiting, plane, lines, tandemn):
         (["m", "{lines}", "--budget", "-1"], "--budget: ", "wrong_usage"),
         (["m", "{lines}", "-o", "{tmp}"], "the output file {tmp} is a folder", "invalid_output"),
         (["m", "{lines}", "-o", "{tmp}/no/out"], "has no folder {tmp}/no", "invalid_output"),
-        (["m", "{lines}", "--service-name", "s"], "No such option: --service-name", "wrong_usage"),
+        (["m", "{lines}", "--service-name", "s"], "--service-name is a flag of deployments", "wrong_usage"),
     ],
 )
 def test_wrong_usage_is_told_before_anything_is_started(
@@ -139,6 +137,13 @@ def test_wrong_usage_is_told_before_anything_is_started(
     assert result.code == 2
     assert what.format(tmp=tmp_path) in result.err
     assert f"[{code}]" in result.err
+    assert not home.exists()
+
+
+def test_a_deployment_needs_model_and_gpu(home, tandemn):
+    assert "--model is missing" in tandemn("deploy").err
+    result = tandemn("deploy", "m")
+    assert (result.code, "--gpu is missing" in result.err) == (2, True)
     assert not home.exists()
 
 
@@ -282,10 +287,10 @@ def test_file_name_that_is_no_utf8(plane, tmp_path):
 
 
 def test_names_are_told_apart():
-    assert deploy.split_names(["m", "i"], None) == ("m", "i")
-    assert deploy.split_names(["i"], "m") == ("m", "i")
+    assert workload.split_names(["m", "i"], None) == ("m", "i")
+    assert workload.split_names(["i"], "m") == ("m", "i")
     with pytest.raises(InvalidInput, match="unexpected arguments: x"):
-        deploy.split_names(["i", "x"], "m")
+        workload.split_names(["i", "x"], "m")
 
 
 def _start(*arguments: str) -> subprocess.Popen[str]:

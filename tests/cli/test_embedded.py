@@ -106,7 +106,7 @@ def test_server_commands_on_the_real_control_plane(settings, home, tandemn):
     assert none.code == 1
     assert none.json["url"] is None
     assert not home.exists()
-    assert tandemn("list").out == "no jobs\n"  # starts it
+    assert tandemn("list").out == "no jobs and no deployments\n"  # starts it
     started = tandemn("server", "start", "--json").json
     assert tandemn("server", "status", "--json").json == started
     assert set(started) == {"url", "pid", "version"}

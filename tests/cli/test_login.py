@@ -38,7 +38,7 @@ def test_a_key_from_stdin_is_kept_for_its_owner_alone(plane, home, tandemn, aske
     assert stat.S_IMODE((home / "login.json").stat().st_mode) == 0o600
     assert stat.S_IMODE(home.stat().st_mode) == 0o700
     assert kept(home) == SavedLogin(url=plane.url, key="tdm-1-secret")
-    assert tandemn("list").out == "no jobs\n"
+    assert tandemn("list").out == "no jobs and no deployments\n"
     assert tandemn("logout", "--json").json == {"url": plane.url}
     assert kept(home) is None
 

@@ -73,7 +73,7 @@ def test_failed_job_says_why(plane, tandemn):
 
 
 def test_list(plane, tandemn):
-    assert tandemn("list").out == "no jobs\n"
+    assert tandemn("list").out == "no jobs and no deployments\n"
     plane.jobs["job-1"] = [completed("job-1")]
     plane.jobs["job-2"] = [job_status("job-2", requests={"total": 200, "completed": 50})]
     plane.jobs["job-3"] = [job_status("job-3", deadline=time.time() - 60, is_late=True)]
@@ -86,7 +86,7 @@ def test_list(plane, tandemn):
         "job-3",
         "job-2",
     ]
-    assert tandemn("list", "--state", "expired").out == "no jobs that are expired\n"
+    assert tandemn("list", "--state", "expired").out == "none that are expired\n"
 
 
 def test_list_reads_every_page_up_to_its_limit(plane, tandemn):

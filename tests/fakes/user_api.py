@@ -14,8 +14,8 @@ from aiohttp import BodyPartReader, web
 
 from tandemn import __version__
 from tandemn.errors import Conflict, NotAllowed, NotFound, TandemnError
+from tandemn.protocol import deployments, handshake, jobs, keys, openai
 from tandemn.protocol import errors as wire
-from tandemn.protocol import handshake, jobs, keys, openai
 
 
 def job_status(job_id: str = "job-1", state: str = "running", **fields: Any) -> jobs.JobStatus:
@@ -47,6 +47,60 @@ def completed(job_id: str = "job-1", state: str = "completed", **fields: Any) ->
     )
 
 
+def deployment_status(
+    name: str = "chat", state: str = "ready", **fields: Any
+) -> deployments.DeploymentStatus:
+    now = time.time()
+    backend = {
+        "name": "serverless",
+        "market": "serverless",
+        "provider": "modal",
+        "remote_name": f"tandemn-{name}",
+        "state": "idle",
+        "is_current": True,
+    }
+    return deployments.DeploymentStatus.model_validate(
+        {
+            "service_name": name,
+            "state": state,
+            "spec": {"service_name": name, "model": "demo/tiny", "gpu": "L4"},
+            "endpoint": "http://127.0.0.1:8080",
+            "backends": [backend],
+            "router": {"host": "local", "remote_name": f"tandemn-{name}", "state": "ready"},
+            "created_at": now - 10,
+            "updated_at": now,
+        }
+        | fields
+    )
+
+
+def deployment_plan(
+    name: str = "chat", price: str | None = "0.8", **fields: Any
+) -> deployments.DeploymentPlan:
+    return deployments.DeploymentPlan.model_validate(
+        {
+            "service_name": name,
+            "spec": {"service_name": name, "model": "demo/tiny", "gpu": "L4", "serverless_provider": "modal"},
+            "backends": [
+                {
+                    "name": "serverless",
+                    "market": "serverless",
+                    "provider": "modal",
+                    "remote_name": f"tandemn-{name}",
+                    "price_usd_per_hour": price,
+                    "price_source": "modal.com, 2026-05",
+                    "most_replicas": 3,
+                    "reason": "it is the cheapest",
+                }
+            ],
+            "router": {"host": "local", "remote_name": f"tandemn-{name}", "price_usd_per_hour": 0},
+            "left_out": ["runpod: RUNPOD_API_KEY is not set"],
+            "warnings": ["runpod ends a request after 330 s"],
+        }
+        | fields
+    )
+
+
 class FakeControlPlane:
     """Every look at a job gives the next of its statuses; the last one stays."""
 
@@ -61,6 +115,9 @@ class FakeControlPlane:
         self.files: dict[str, bytes] = {}
         self.refusals: dict[tuple[str, str], TandemnError] = {}
         self.answers: dict[tuple[str, str], Any] = {}
+        self.deployments: dict[str, list[deployments.DeploymentStatus]] = {}
+        self.plan: deployments.DeploymentPlan | None = None
+        self.endpoint = ""
         self.cost: jobs.CostReport | None = None
         self.calls: list[tuple[str, str, Any]] = []
         self.keys: set[str | None] = set()
@@ -121,6 +178,15 @@ class FakeControlPlane:
                 web.post("/api/jobs/{job}/destroy", self._end),
                 web.post("/api/jobs/{job}/{verb:add|kill|swap}", self._scripted),
                 web.delete("/api/jobs/{job}/swap", self._end),
+                web.post("/api/deployments/plan", self._plan_deployment),
+                web.post("/api/deployments", self._deploy),
+                web.get("/api/deployments", self._list_deployments),
+                web.get("/api/deployments/{name}", self._deployment),
+                web.delete("/api/deployments/{name}", self._deployment),
+                web.get("/api/deployments/{name}/key", self._key),
+                web.post("/api/deployments/{name}/key/rotate", self._key),
+                web.get("/api/deployments/{name}/logs", self._deployment_logs),
+                web.get("/v1/models", self._models),
             ]
         )
 
@@ -245,6 +311,50 @@ class FakeControlPlane:
     async def _scripted(self, request: web.Request) -> web.Response:
         self._statuses(request)
         return _json(self.answers[request.match_info["job"], request.match_info["verb"]])
+
+    # -- deployments: every look at one gives the next of its statuses; the last one stays
+
+    async def _plan_deployment(self, request: web.Request) -> web.Response:
+        assert self.plan is not None, "script the plan first"
+        return _json(self.plan)
+
+    async def _deploy(self, request: web.Request) -> web.Response:
+        return _json(self._seen((await request.json())["spec"]["service_name"]))
+
+    async def _deployment(self, request: web.Request) -> web.Response:
+        return _json(self._seen(request.match_info["name"]))
+
+    def _seen(self, name: str) -> deployments.DeploymentStatus:
+        if name not in self.deployments:
+            raise NotFound(f"there is no deployment {name}", code="deployment_not_found")
+        statuses = self.deployments[name]
+        return statuses.pop(0) if len(statuses) > 1 else statuses[0]
+
+    async def _list_deployments(self, request: web.Request) -> web.Response:
+        wanted = request.query.get("state")
+        fields = {"service_name", "state", "reason", "endpoint", "created_at"}
+        rows = [
+            deployments.DeploymentSummary(
+                model=each.spec.model, gpu=each.spec.gpu, **each.model_dump(include=fields)
+            )
+            for each in (statuses[-1] for statuses in self.deployments.values())
+            if wanted in (None, "all", "active", each.state)
+        ]
+        return _json(deployments.DeploymentList(deployments=rows))
+
+    async def _key(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        key = "sk-new" if request.method == "POST" else "sk-1"
+        return _json(
+            deployments.EndpointKey(service_name=name, endpoint=self.endpoint or self.url, api_key=key)
+        )
+
+    async def _deployment_logs(self, request: web.Request) -> web.Response:
+        return web.Response(body=self.logs[request.match_info["name"]])
+
+    async def _models(self, request: web.Request) -> web.Response:
+        """The endpoint of the deployments, as it were."""
+        return web.json_response({"data": []})
 
     def _statuses(self, request: web.Request) -> list[jobs.JobStatus]:
         prefix = request.match_info["job"]

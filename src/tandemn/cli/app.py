@@ -22,22 +22,25 @@ from tandemn.errors import InvalidInput, TandemnError
 
 #: Command -> the file that has it, and its line in `tandemn --help`.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "deploy": ("deploy", "run a batch job: a model, a file of requests, a deadline"),
+    "deploy": ("deploy", "run a batch job (model, requests, deadline), or deploy an endpoint (model, GPU)"),
     "plan": ("plan", "what a job or deployment would run on, and why; launches nothing"),
     "progress": ("progress", "watch a job until it ends"),
-    "status": ("status", "how one job stands"),
-    "list": ("status", "the jobs, newest first"),
+    "status": ("status", "how one job or deployment stands"),
+    "list": ("status", "deployments and jobs, newest first"),
     "download": ("download", "fetch a job's answers"),
     "cancel": ("cancel", "cancel a job, keep what is finished"),
-    "destroy": ("cancel", "end a job and every replica of it"),
+    "destroy": ("cancel", "end a deployment or a job, and all that runs for it"),
+    "endpoint": ("endpoint", "a deployment's endpoint and key; rotate the key"),
     "add": ("replicas", "add replicas to a running job"),
     "kill": ("replicas", "kill replicas of a running job"),
     "swap": ("replicas", "replace the replicas of a running job by others"),
     "cost": ("cost", "what was spent, by job and by part"),
-    "logs": ("logs", "what the replicas wrote"),
-    "events": ("logs", "what happened to a job, or on the whole control plane"),
+    "logs": ("logs", "what replicas, backends and routers wrote"),
+    "events": ("logs", "what happened to a job or deployment, or on the whole control plane"),
     "show-gpus": ("show_gpus", "what can be rented, compared"),
     "quota": ("plan", "what AWS lets this account launch"),
+    "check": ("upkeep", "does everything answer, and who is signed in where"),
+    "gc": ("upkeep", "what providers have and no record knows"),
     "simulate": ("simulate", "replay deadline pacing on spot traces"),
     "router": ("router", "route online traffic over spot and serverless backends"),
     "login": ("login", "talk to a shared control plane, with a key"),
@@ -105,6 +108,7 @@ def tandemn(
 
     Examples:
         tandemn deploy demo/tiny requests.jsonl --slo 4h -o answers.jsonl
+        tandemn deploy --model demo/tiny --gpu cpu --cloud local
         tandemn deploy --help
     """
     del version  # its callback has answered

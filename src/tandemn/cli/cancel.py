@@ -1,4 +1,4 @@
-"""`tandemn cancel` and `tandemn destroy`: end jobs, and all that runs for them."""
+"""`tandemn cancel` and `tandemn destroy`: end jobs and deployments, and all that runs for them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 from tandemn.cli import options
 from tandemn.cli.connection import connect
 from tandemn.cli.display import job_display
+from tandemn.cli.ending import end_deployments
 from tandemn.cli.follow import follow
 from tandemn.cli.output import emit, say
 from tandemn.cli.report import done_of
@@ -50,26 +51,32 @@ def destroy(
     job: Annotated[
         str | None, typer.Argument(metavar="[JOB]", help="Job id, or the beginning of one.")
     ] = None,
+    service_name: options.ServiceName = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="Every job that is active or has replicas left.")
+        bool,
+        typer.Option("--all", help="Every deployment, and every job that is active or has replicas left."),
     ] = False,
     yes: options.Yes = False,
     as_json: options.AsJson = False,
     _verbose: options.Verbose = False,
 ) -> int:
-    """End a job and every replica of it, those that --persist kept too. A terminal is asked first.
+    """End a deployment, or a job, and all that runs for it. A terminal is asked first.
+
+    Returns when every provider has said that nothing of a deployment is left. A delete that fails is shown, and
+    tried again for ever, also when this command has ended.
 
     Examples:
         tandemn destroy job-4f2a
+        tandemn destroy --service-name chat
         tandemn destroy --all --yes
     """
-    if everything == (job is not None):
+    if sum((everything, job is not None, service_name is not None)) != 1:
         raise InvalidInput(
-            "give one JOB, or --all",
+            "give one JOB, or --service-name S, or --all",
             code="wrong_usage",
-            next_step="`tandemn list --state active` shows the jobs",
+            next_step="`tandemn list --state active` shows jobs and deployments",
         )
-    return asyncio.run(_destroy(job, is_asking=not yes and sys.stdin.isatty(), as_json=as_json))
+    return asyncio.run(_destroy(job, service_name, is_asking=not yes and sys.stdin.isatty(), as_json=as_json))
 
 
 async def _cancel(job: str, *, is_waiting: bool, as_json: bool) -> None:
@@ -81,13 +88,38 @@ async def _cancel(job: str, *, is_waiting: bool, as_json: bool) -> None:
     _tell([status], as_json=as_json)
 
 
-async def _destroy(job: str | None, *, is_asking: bool, as_json: bool) -> int:
+async def _destroy(job: str | None, service_name: str | None, *, is_asking: bool, as_json: bool) -> int:
     async with connect() as client:
-        ids = await _live(client) if job is None else [(await client.job(job)).job_id]
-        if ids and is_asking and not _agrees(ids):
+        ids, names = await _meant(client, job, service_name)
+        if (ids or names) and is_asking and not _agrees(ids, names):
             return 1
-        _tell([await client.destroy(one) for one in ids], as_json=as_json)
+        statuses = [await client.destroy(one) for one in ids]
+        gone = await end_deployments(client, names, as_json=as_json)
+    if as_json:
+        emit(
+            {
+                "jobs": [each.model_dump() for each in statuses],
+                "deployments": [each.model_dump() for each in gone],
+            }
+        )
+    else:
+        say(f"{each.job_id} {each.state}, {done_of(each.requests)} done" for each in statuses)
+        say(f"{each.service_name} {each.state}" for each in gone)
+        if not statuses and not gone:
+            say("nothing runs")
     return 0
+
+
+async def _meant(
+    client: UserClient, job: str | None, service_name: str | None
+) -> tuple[list[str], list[str]]:
+    """Ids of the jobs and names of the deployments that are to end."""
+    if job is not None:
+        return [(await client.job(job)).job_id], []
+    if service_name is not None:
+        return [], [(await client.deployment(service_name)).service_name]
+    found = (await client.list_deployments()).deployments
+    return await _live(client), [each.service_name for each in found]
 
 
 async def _live(client: UserClient) -> list[str]:
@@ -101,8 +133,9 @@ async def _live(client: UserClient) -> list[str]:
             return ids
 
 
-def _agrees(ids: list[str]) -> bool:
-    return typer.confirm(f"End {plural(len(ids), 'job')} and all replicas ({', '.join(ids)})?", err=True)
+def _agrees(ids: list[str], names: list[str]) -> bool:
+    what = [plural(len(found), noun) for found, noun in ((ids, "job"), (names, "deployment")) if found]
+    return typer.confirm(f"End {' and '.join(what)} ({', '.join([*ids, *names])})?", err=True)
 
 
 def _tell(statuses: list[JobStatus], *, as_json: bool) -> None:

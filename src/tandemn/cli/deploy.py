@@ -1,37 +1,24 @@
-"""`tandemn deploy`: upload the input, submit the job, say what is wrong with it; with `--wait`, see it through."""
+"""`tandemn deploy`: a job where INPUT is given, a deployment where it is not. Each has its own file behind this one."""
 
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
 
-from tandemn.cli import answers, options, report
-from tandemn.cli.connection import connect
-from tandemn.cli.display import job_display, upload_display
-from tandemn.cli.follow import follow, is_planned
-from tandemn.cli.output import EXIT_INTERRUPTED, emit, note, say
-from tandemn.cli.text import duration, parse_slo, plural
-from tandemn.client import UserClient
-from tandemn.errors import InvalidInput, TandemnError
-from tandemn.protocol.jobs import JobSpec, JobState, JobStatus
+from tandemn.cli import answers, job, online, options
+from tandemn.cli import online_options as online_flags
+from tandemn.cli.workload import JOB_FLAGS, ONLINE_FLAGS, refuse_mixture, split_names
+from tandemn.protocol.jobs import JobSpec
 
 app = typer.Typer(rich_markup_mode=None)
 
-#: Where an input may lie that the control plane reads itself.
-REMOTE_SCHEMES = ("s3://", "gs://", "az://")
-#: How long the clean-up after a failed submit may take.
-CLEAN_UP_S = 10.0
 
-
-class _DeployCommand(TyperCommand):
-    """Keeps what follows `--` for the engine."""
+class DeployCommand(TyperCommand):
+    """Keeps what follows `--` for the engine, and shows the flags of each workload by themselves."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if "--" in args:
@@ -40,16 +27,28 @@ class _DeployCommand(TyperCommand):
             args = args[:cut]
         return super().parse_args(ctx, args)
 
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {"Both": [], "A job": [], "A deployment": []}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None and param.param_type_name == "option":
+                name = str(param.name)
+                whose = "A job" if name in JOB_FLAGS else "A deployment" if name in ONLINE_FLAGS else "Both"
+                sections[whose].append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
 
-@app.command("deploy", cls=_DeployCommand)
+
+@app.command("deploy", cls=DeployCommand)
 def deploy(
     *,
     context: typer.Context,
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="MODEL INPUT",
-            help="The model, and the requests: a JSONL file, or s3://… (gs://, az://) to be read in place.",
+            metavar="MODEL [INPUT]",
+            help="The model; and for a job its requests: a JSONL file, or s3://… (gs://, az://) to be read in place.",
         ),
     ] = None,
     model: Annotated[str | None, typer.Option("--model", help="The model, where MODEL is not given.")] = None,
@@ -61,7 +60,10 @@ def deploy(
     ] = None,
     cloud: Annotated[str | None, typer.Option("--cloud", help="Where replicas run: local, aws, …")] = None,
     region: Annotated[str | None, typer.Option("--region", help="Only this region of the cloud.")] = None,
-    gpu: Annotated[str | None, typer.Option("--gpu", help="GPU type; cpu is this machine's; auto.")] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option("--gpu", help="GPU type; cpu is this machine's; auto. A deployment needs it."),
+    ] = None,
     tp: Annotated[int | None, typer.Option("--tp", help="GPUs a replica splits each layer over.")] = None,
     pp: Annotated[int | None, typer.Option("--pp", help="Stages a replica splits the layers into.")] = None,
     replicas: Annotated[int | None, typer.Option("--replicas", help="How many replicas to run.")] = None,
@@ -74,7 +76,10 @@ def deploy(
         Literal["own", "koi"], typer.Option("--advisor", help="Whose plan is followed.")
     ] = "own",
     force: Annotated[
-        bool, typer.Option("--force", help="Run it although the plan cannot meet the deadline.")
+        bool,
+        typer.Option(
+            "--force", help="Although the plan cannot meet the deadline, or the model does not seem to fit."
+        ),
     ] = False,
     persist: Annotated[
         bool, typer.Option("--persist", help="Leave the replicas running when the job ends.")
@@ -87,32 +92,71 @@ def deploy(
     ] = False,
     output: options.Output = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end; -o implies it.")] = False,
+    gpu_count: online_flags.GpuCount = None,
+    serverless_provider: online_flags.ServerlessProvider = None,
+    spots_cloud: online_flags.SpotsCloud = None,
+    tp_size: online_flags.TpSize = None,
+    max_model_len: online_flags.MaxModelLen = None,
+    concurrency: online_flags.Concurrency = None,
+    workers_max: online_flags.WorkersMax = None,
+    cold_start_mode: online_flags.ColdStartMode = None,
+    no_scale_to_zero: online_flags.NoScaleToZero = False,
+    scaling_policy: online_flags.Policy = None,
+    service_name: online_flags.ServiceName = None,
+    public: online_flags.Public = False,
+    gcp_project: online_flags.GcpProject = None,
+    gcp_region: online_flags.GcpRegion = None,
+    serverless_only: online_flags.ServerlessOnly = False,
+    quantization: online_flags.Quantization = None,
+    spot_ttft_limit: online_flags.SpotTtftLimit = None,
+    update: Annotated[
+        bool,
+        typer.Option(
+            "--update", help="Change the deployment of that name in place: what flags name, no more."
+        ),
+    ] = False,
     yes: options.Yes = False,
     as_json: options.AsJson = False,
     _verbose: options.Verbose = False,
 ) -> int:
-    """Run a batch job: a model, a file of requests, a deadline.
+    """Run a batch job (MODEL INPUT --slo), or deploy an endpoint (MODEL --gpu).
 
-    Each line of INPUT is one request in OpenAI's batch format. What follows `--` goes to the engine.
-    Returns when input and model have been checked; with --wait (or -o) when the job has ended. Ctrl-C while it
-    waits leaves the job running.
+    A job: each line of INPUT is one request in OpenAI's batch format. Returns when input and model have been
+    checked; with --wait (or -o) when the job has ended.
 
-    Exit codes: 0 submitted (with --wait: completed), 1 failed or cancelled, 2 wrong usage or bad input,
-    3 expired or over budget.
+    A deployment: one OpenAI-compatible endpoint over serverless and spot replicas. Shows what it costs and asks
+    first (a terminal; --yes does not). Returns with the endpoint and its key as soon as one backend answers.
+    The same command again goes on where an interrupted one stopped. Flags may stand in any order; their
+    defaults are in [brackets].
+
+    What follows `--` goes to the engine. Ctrl-C leaves what was begun running, and says how to come back.
+
+    Exit codes: 0 submitted (with --wait: completed) or answering, 1 failed or cancelled, 2 wrong usage or bad
+    input, 3 expired, over budget, or no fitting hardware.
 
     Examples:
         tandemn deploy demo/tiny requests.jsonl --slo 4h
         tandemn deploy demo/tiny requests.jsonl --slo 30m --cloud local --replicas 2 -o answers.jsonl
         tandemn deploy demo/tiny s3://bucket/requests.jsonl --slo 4 --json
-        tandemn deploy demo/tiny requests.jsonl --slo 4h -- --n-gpu-layers 0
+        tandemn deploy --model demo/tiny --gpu cpu --cloud local
+        tandemn deploy --model Qwen/Qwen3-0.6B --gpu L4 --serverless-provider modal -- --seed 1
+        tandemn deploy --model Qwen/Qwen3-0.6B --gpu L4 --update --concurrency 64
     """
-    del yes  # this version launches on this machine only, so that nothing is asked
     model, source = split_names(names or [], model)
+    given = options.given(context)
+    engine_args = context.meta.get("engine_args", [])
+    if source is None:
+        refuse_mixture(given, is_job=False)
+        flags = {**context.params, "model": model}
+        return asyncio.run(
+            online.deploy(flags, engine_args, is_update=update, force=force, yes=yes, as_json=as_json)
+        )
+    refuse_mixture(given, is_job=True)
     spec = options.checked(
         JobSpec,
         {"budget_usd": "--budget", "slo_s": "--slo", "model": "MODEL"},
         model=model,
-        slo_s=_slo(slo),
+        slo_s=job.slo_s(slo),
         max_output_tokens=max_output_tokens,
         cloud=cloud,
         region=region,
@@ -123,7 +167,7 @@ def deploy(
         on_demand=on_demand,
         chunk_size=chunk_size,
         engine=engine,
-        engine_args=context.meta.get("engine_args", []),
+        engine_args=engine_args,
         budget_usd=budget,
         priority=priority,
         advisor=advisor,
@@ -132,188 +176,9 @@ def deploy(
         skip_invalid=skip_invalid,
         stop_at_deadline=stop_at_deadline,
     )
-    if not is_remote(source):
-        check_input(Path(source))
+    if not job.is_remote(source):
+        job.check_input(Path(source))
     if output is not None:
         answers.check_output(output)
-    return asyncio.run(_deploy(spec, source, output, is_waiting=wait or output is not None, as_json=as_json))
-
-
-def split_names(names: Sequence[str], model: str | None) -> tuple[str, str]:
-    """Tell MODEL and INPUT apart; with `--model`, INPUT stands alone.
-
-    Raises:
-        InvalidInput: one is missing, or there are more.
-    """
-    words = [*([model] if model else []), *names]
-    match words:
-        case [name, source]:
-            return name, source
-        case [] | [_]:
-            raise InvalidInput(
-                "MODEL is missing" if not words else "INPUT is missing: this version runs batch jobs only",
-                code="wrong_usage",
-                next_step="tandemn deploy MODEL INPUT.jsonl --slo 4h",
-                param="input" if words else "model",
-            )
-        case _:
-            raise InvalidInput(
-                f"unexpected arguments: {' '.join(words[2:])}",
-                code="wrong_usage",
-                next_step="flags of the engine follow `--`",
-            )
-
-
-def is_remote(source: str) -> bool:
-    """Say whether the input is read in place by the control plane."""
-    return source.startswith(REMOTE_SCHEMES)
-
-
-def check_input(path: Path) -> None:
-    """Refuse an input file that cannot be read, before anything is started.
-
-    Raises:
-        InvalidInput: it is missing, a folder, unreadable or empty.
-    """
-    code, problem = "input_unreadable", None
-    try:
-        if not path.exists():
-            code, problem = "input_not_found", "does not exist"
-        elif path.is_dir():
-            problem = "is a folder"
-        elif not path.is_file():
-            problem = "is not a plain file"
-        elif path.stat().st_size == 0:
-            code, problem = "empty_file", "is empty"
-        else:
-            with path.open("rb"):
-                return
-    except OSError as exc:
-        problem = f"cannot be read: {exc.strerror}"
-    raise InvalidInput(f"the input file {path} {problem}", code=code, param="input")
-
-
-def _slo(text: str | None) -> float:
-    if text is None:
-        raise InvalidInput(
-            "--slo is missing: a job has a deadline",
-            code="wrong_usage",
-            next_step="tandemn deploy MODEL INPUT.jsonl --slo 4h",
-            param="slo",
-        )
-    return parse_slo(text)
-
-
-async def _deploy(spec: JobSpec, source: str, output: Path | None, *, is_waiting: bool, as_json: bool) -> int:
-    async with connect() as client:
-        submitted, file_id = await _submit(client, spec, source)
-        job_id = submitted.job_id
-        if not as_json:
-            say(f"job {job_id} submitted")
-        try:
-            status = await follow(client, job_id, until=is_planned)
-            if file_id is not None and status.state is JobState.FAILED:
-                await _forget_upload(client, file_id)  # the copy is of no use to anybody
-            if report.has_bad_input(status):
-                return _refused(status, source, as_json=as_json)
-            if not is_waiting:
-                return _accepted(status, as_json=as_json)
-            return await _see_through(client, job_id, source, output, as_json=as_json)
-        except asyncio.CancelledError:
-            return _detached(job_id, is_waiting=is_waiting, as_json=as_json)
-
-
-async def _submit(client: UserClient, spec: JobSpec, source: str) -> tuple[JobStatus, str | None]:
-    """Return the job, and the id of the file that was uploaded for it."""
-    if is_remote(source):
-        return await client.submit(spec.model_copy(update={"input_url": source})), None
-    path = Path(source)
-    with upload_display(path) as count:
-        file = await client.upload(path, on_bytes=count)
-    submission = asyncio.ensure_future(client.submit(spec.model_copy(update={"input_file_id": file.id})))
-    try:
-        # Ctrl-C waits for the answer here: a job that was submitted must be known by its id.
-        return await asyncio.shield(submission), file.id
-    except asyncio.CancelledError:
-        _forget_interrupt()
-        status = await submission
-        note(f"interrupted: job {status.job_id} had been submitted")
-        raise KeyboardInterrupt from None
-    except TandemnError:
-        await _forget_upload(client, file.id)
-        raise
-
-
-async def _forget_upload(client: UserClient, file_id: str) -> None:
-    """Remove a file that no job will read; where that fails, it is no news beside what went wrong before."""
-    with suppress(TandemnError, TimeoutError):
-        async with asyncio.timeout(CLEAN_UP_S):
-            await client.delete_file(file_id)
-
-
-def _refused(status: JobStatus, source: str, *, as_json: bool) -> int:
-    """Say what is wrong with the input; nothing was launched."""
-    note(report.input_errors(status, source))
-    count = plural(status.errors_total, "bad line")
-    note(f"error: {source}: {count}, nothing was launched [{status.code or 'invalid_input'}]")
-    note("next step: mend the lines, or leave them out with --skip-invalid")
-    if as_json:
-        emit(
-            {
-                "job_id": status.job_id,
-                "state": str(status.state),
-                "errors_total": status.errors_total,
-                "errors": [error.model_dump() for error in status.errors],
-            }
-        )
-    return report.exit_code(status)
-
-
-def _accepted(status: JobStatus, *, as_json: bool) -> int:
-    if as_json:
-        emit({"job_id": status.job_id})
-    if status.state.has_ended:
-        note(report.final_lines(status, None))
-    elif not as_json:
-        say(
-            f"{plural(status.requests.total, 'request')}, deadline in {duration(status.deadline - status.created_at)}"
-        )
-        say(f"`tandemn progress {status.job_id}` follows it")
-    return report.exit_code(status)
-
-
-async def _see_through(
-    client: UserClient, job_id: str, source: str, output: Path | None, *, as_json: bool
-) -> int:
-    # With --json, stdout is for the one value at the end.
-    with job_display(stream=sys.stderr if as_json else sys.stdout) as show:
-        status = await follow(client, job_id, show=show)
-    if report.has_bad_input(status):
-        return _refused(status, source, as_json=as_json)
-    errors = None
-    if output is not None and status.output_file_id is not None:
-        errors = await answers.fetch(client, status, output)
-    if as_json:
-        emit(status)
-    else:
-        say(report.final_lines(status, str(output) if output is not None and status.output_file_id else None))
-    if errors is not None:
-        note(f"{plural(status.requests.failed, 'request')} failed: their error lines are in {errors}")
-    return report.exit_code(status)
-
-
-def _detached(job_id: str, *, is_waiting: bool, as_json: bool) -> int:
-    """Answer Ctrl-C after the submit: only the watching ends."""
-    _forget_interrupt()
-    if as_json:
-        emit({"job_id": job_id})
-    note(f"detached from job {job_id}; it goes on without this command")
-    note(f"`tandemn progress {job_id}` comes back to it, `tandemn cancel {job_id}` ends it")
-    return 0 if is_waiting else EXIT_INTERRUPTED
-
-
-def _forget_interrupt() -> None:
-    """Tell asyncio that the interrupt was answered: it would raise it again at the end."""
-    task = asyncio.current_task()
-    assert task is not None
-    task.uncancel()
+    waiting = wait or output is not None
+    return asyncio.run(job.deploy_job(spec, source, output, is_waiting=waiting, as_json=as_json))

@@ -9,18 +9,18 @@ from typing import Annotated, Literal
 
 import typer
 
-from tandemn.cli import options
+from tandemn.cli import deployment_report, options
+from tandemn.cli import online_options as online_flags
 from tandemn.cli.connection import connect
-from tandemn.cli.deploy import check_input, is_remote, split_names
+from tandemn.cli.deploy import DeployCommand
 from tandemn.cli.display import upload_display
+from tandemn.cli.job import check_input, is_remote, slo_s
 from tandemn.cli.output import emit, note, say
 from tandemn.cli.report import koi_line
-from tandemn.cli.text import duration, parse_slo, printable, table
-from tandemn.errors import InvalidInput, TandemnError
-from tandemn.placement.catalog.skypilot import load_offers
-from tandemn.placement.deployments import deployment_options, to_json
-from tandemn.placement.models import shape_of
-from tandemn.placement.throughput import RooflinePredictor
+from tandemn.cli.text import duration, printable, table
+from tandemn.cli.workload import refuse_mixture, split_names
+from tandemn.errors import TandemnError
+from tandemn.protocol.deployments import DeploymentRequest
 from tandemn.protocol.jobs import JobSpec
 from tandemn.protocol.plans import KoiAdvice, PlanAnswer, PlanRow
 
@@ -28,26 +28,21 @@ app = typer.Typer(rich_markup_mode=None)
 
 #: Fallbacks and losers that a person is shown; `--json` has all.
 SHOWN = 8
-#: Where SkyPilot keeps its catalogs.
-CATALOGS = Path("~/.sky/catalogs")
 
 
-@app.command("plan")
+@app.command("plan", cls=DeployCommand)
 def plan(
     *,
+    context: typer.Context,
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="MODEL INPUT", help="As for deploy; without INPUT, a deployment is planned."),
+        typer.Argument(
+            metavar="MODEL [INPUT]", help="As for deploy; without INPUT, a deployment is planned."
+        ),
     ] = None,
     model: Annotated[str | None, typer.Option("--model", help="The model, where MODEL is not given.")] = None,
     slo: Annotated[str | None, typer.Option("--slo", help="Deadline of the job: 4h, 30m.")] = None,
     gpu: Annotated[str | None, typer.Option("--gpu", help="Only this GPU type; auto: any.")] = None,
-    gpu_count: Annotated[
-        int | None, typer.Option("--gpu-count", min=1, help="GPUs of a deployment's replica.")
-    ] = None,
-    max_model_len: Annotated[
-        int, typer.Option("--max-model-len", min=1, help="Context of a deployment, in tokens.")
-    ] = 4096,
     max_output_tokens: Annotated[
         int | None, typer.Option("--max-output-tokens", help="Longest answer of the job.")
     ] = None,
@@ -62,31 +57,58 @@ def plan(
         Literal["own", "koi"], typer.Option("--advisor", help="Whose plan comes first.")
     ] = "own",
     skip_invalid: Annotated[bool, typer.Option("--skip-invalid", help="Leave bad lines out.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Plan although the deadline is missed.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Although the deadline is missed, or the model does not seem to fit."),
+    ] = False,
+    gpu_count: online_flags.GpuCount = None,
+    serverless_provider: online_flags.ServerlessProvider = None,
+    spots_cloud: online_flags.SpotsCloud = None,
+    tp_size: online_flags.TpSize = None,
+    max_model_len: online_flags.MaxModelLen = None,
+    concurrency: online_flags.Concurrency = None,
+    workers_max: online_flags.WorkersMax = None,
+    cold_start_mode: online_flags.ColdStartMode = None,
+    no_scale_to_zero: online_flags.NoScaleToZero = False,
+    scaling_policy: online_flags.Policy = None,
+    service_name: online_flags.ServiceName = None,
+    public: online_flags.Public = False,
+    gcp_project: online_flags.GcpProject = None,
+    gcp_region: online_flags.GcpRegion = None,
+    serverless_only: online_flags.ServerlessOnly = False,
+    quantization: online_flags.Quantization = None,
+    spot_ttft_limit: online_flags.SpotTtftLimit = None,
     as_json: options.AsJson = False,
     _verbose: options.Verbose = False,
 ) -> None:
-    """Plan a job (MODEL INPUT --slo) or a deployment (--model --gpu): configurations, prices, times, reasons.
+    """Plan a job (MODEL INPUT --slo) or a deployment (MODEL --gpu): configurations, prices, reasons.
 
-    Exit codes: 0 planned, 2 wrong usage or input, 3 no plan meets the deadline or budget; then the error says
-    what would.
+    A deployment's plan asks the providers who is signed in, and makes nothing; --gpu auto compares every GPU
+    that the model fits.
+
+    Exit codes: 0 planned, 2 wrong usage or input, 3 no plan meets the deadline or budget, or nothing fits; then
+    the error says what would.
 
     Examples:
         tandemn plan Qwen/Qwen3-32B requests.jsonl --slo 4h
         tandemn plan Qwen/Qwen3-32B requests.jsonl --slo 4h --gpu H100 --on-demand --json
         tandemn plan --model Qwen/Qwen3-0.6B --gpu L4
+        tandemn plan --model Qwen/Qwen3-0.6B --gpu auto
     """
-    if model is not None and not names:
-        _plan_deployment(model, gpu, gpu_count, max_model_len, force=force, as_json=as_json)
-        return
     model, source = split_names(names or [], model)
-    if slo is None:
-        raise InvalidInput("--slo is missing: a job has a deadline", code="wrong_usage", param="slo")
-    spec = options.checked(
+    given = options.given(context)
+    if source is None:
+        refuse_mixture(given, is_job=False)
+        flags = {**context.params, "model": model}
+        spec = online_flags.spec_of(flags, context.meta.get("engine_args", []))
+        asyncio.run(_plan_deployment(DeploymentRequest(spec=spec, force=force), as_json=as_json))
+        return
+    refuse_mixture(given, is_job=True)
+    spec_of_job = options.checked(
         JobSpec,
         {"budget_usd": "--budget", "slo_s": "--slo", "model": "MODEL"},
         model=model,
-        slo_s=parse_slo(slo),
+        slo_s=slo_s(slo),
         max_output_tokens=max_output_tokens,
         cloud=cloud,
         region=region,
@@ -102,7 +124,7 @@ def plan(
     )
     if not is_remote(source):
         check_input(Path(source))
-    answer = asyncio.run(_plan_job(spec, source))
+    answer = asyncio.run(_plan_job(spec_of_job, source))
     if as_json:
         emit(answer)
     else:
@@ -171,33 +193,19 @@ def _cells(row: PlanRow) -> tuple[str, ...]:
     )
 
 
-def _plan_deployment(
-    model: str, gpu: str | None, gpu_count: int | None, context: int, *, force: bool, as_json: bool
-) -> None:
-    if gpu is None:
-        raise InvalidInput(
-            "--gpu is missing: a deployment names its GPU",
-            code="wrong_usage",
-            param="gpu",
-            next_step="`--gpu auto` lets the planner choose; for a job, give INPUT",
-        )
-    found = deployment_options(
-        shape_of(model),
-        load_offers(CATALOGS.expanduser()),
-        RooflinePredictor(),
-        context=context,
-        gpu=gpu,
-        gpu_count=gpu_count,
-        force=force,
-    )
-    rows = to_json(found)
+async def _plan_deployment(request: DeploymentRequest, *, as_json: bool) -> None:
+    async with connect() as client:
+        answer = await client.plan_deployment(request)
     if as_json:
-        emit({"options": rows})
+        emit(answer)
         return
-    heads = list(rows[0])
-    say(
-        table(heads, [["unknown" if row[head] is None else str(row[head]) for head in heads] for row in rows])
-    )
+    say(deployment_report.plan_lines(answer))
+    if answer.options:
+        heads = list(answer.options[0])
+        rows = [
+            ["unknown" if row[head] is None else str(row[head]) for head in heads] for row in answer.options
+        ]
+        say(["", *table(heads, rows)])
 
 
 @app.command("quota")

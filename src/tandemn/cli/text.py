@@ -22,24 +22,31 @@ def parse_slo(text: str) -> float:
     Raises:
         InvalidInput: it is none of these, or not more than 0 and at most 30 days.
     """
-    word = text.strip().lower()
+    return parse_duration(text, "slo", code="invalid_slo")
+
+
+def parse_duration(text: str, param: str, *, code: str = "wrong_usage") -> float:
+    """Read a duration as `parse_slo` does, for the flag of `param`.
+
+    Raises:
+        InvalidInput: it is none, or not more than 0 and at most 30 days.
+    """
+    flag, word = f"--{param.replace('_', '-')}", text.strip().lower()
+    problem = None
     if _PLAIN.fullmatch(word):
         seconds = float(word) * 3600.0
     elif _PARTS.fullmatch(word):
         seconds = sum(float(number) * _UNITS_S[unit] for number, unit in _PART.findall(word))
     else:
+        seconds, problem = 0.0, "is not a duration"
+    if problem is None and not 0 < seconds <= MAX_SLO_S:
+        problem = "is not more than 0 and at most 30 days"
+    if problem is not None:
         raise InvalidInput(
-            f"--slo: {printable(text)!r} is not a duration",
-            code="invalid_slo",
+            f"{flag}: {printable(text)!r} {problem}",
+            code=code,
             next_step="write 4h, 0.5h, 30m or 90s; a plain number is hours",
-            param="slo",
-        )
-    if not 0 < seconds <= MAX_SLO_S:
-        raise InvalidInput(
-            f"--slo: {printable(text)!r} is not more than 0 and at most 30 days",
-            code="invalid_slo",
-            next_step="write 4h, 0.5h, 30m or 90s; a plain number is hours",
-            param="slo",
+            param=param,
         )
     return seconds
 

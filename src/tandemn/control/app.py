@@ -27,6 +27,7 @@ from tandemn.control.api import (
     plans,
     replicas,
     server,
+    upkeep,
 )
 from tandemn.control.api.dependencies import same_route
 from tandemn.control.embedded_redis import EmbeddedRedis
@@ -70,7 +71,7 @@ def create_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     failures.install(app)
-    for module in (server, keys, files, batches, jobs, cost, fleet, plans, deployments, replicas):
+    for module in (server, keys, files, batches, jobs, cost, fleet, plans, deployments, upkeep, replicas):
         app.include_router(module.router)
     app.add_middleware(Gate, services=services)
     return app

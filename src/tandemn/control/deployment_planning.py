@@ -18,6 +18,7 @@ from tandemn.placement.throughput import RooflinePredictor
 from tandemn.protocol.deployments import (
     BackendPlanView,
     DeploymentPlan,
+    DeploymentRequest,
     DeploymentSpec,
     RouterPlanView,
 )
@@ -54,47 +55,67 @@ class Planned:
 
 
 async def plan(
-    services: Services,
-    spec: DeploymentSpec,
-    caller: Caller,
-    *,
-    force: bool = False,
-    with_options: bool = False,
+    services: Services, request: DeploymentRequest, caller: Caller, *, is_look: bool = False
 ) -> Planned:
     """Plan a deployment of the caller's without recording it.
 
     A deployment that is there already keeps the GPU and the provider that were chosen for it.
 
+    Args:
+        services: what the control plane has.
+        request: what is asked for.
+        caller: who asks.
+        is_look: nothing will be recorded: where nobody is signed in anywhere, the plan has no backends, and says so.
+
     Raises:
         InvalidInput: nobody can serve it as it is asked for, or nobody is signed in.
+        Conflict: the name is taken by a deployment with other settings.
         Infeasible: the model does not fit the GPU (`does_not_fit`).
     """
+    spec = request.spec
     record = await services.database.run(deployments.find, spec.service_name, caller=caller)
-    options, notes = await asyncio.to_thread(_options, _kept(spec, record), force=force)
-    spec = _with_gpu(_kept(spec, record), options)
-    choice = await _choose(services.providers, spec, is_new=record is None)
-    spec = spec.model_copy(update={"serverless_provider": choice.plan.provider})
-    backends = {SERVERLESS: choice.plan}
-    if spec.has_spot:
-        backends[SPOT] = await _spot(services.providers, spec, is_new=record is None)
+    spec = _kept(spec, record)
+    if record is not None:
+        deployments.refuse_other(record, spec, is_update=request.is_update)
+    options, notes = await asyncio.to_thread(_options, spec, force=request.force)
+    spec = _with_gpu(spec, options)
+    choice: Choice | None = None
+    backends: dict[str, BackendPlan] = {}
+    try:
+        choice, backends = await _placed(services.providers, spec, is_new=record is None)
+        spec = spec.model_copy(update={"serverless_provider": choice.plan.provider})
+    except InvalidInput as exc:
+        if not (is_look and options and exc.code == "no_serverless_provider"):
+            raise
+        notes = [*notes, str(exc)]
     host = await services.providers.host(host_name(spec))
     plans = Plans(backends=backends, router=host.plan(spec))
     view = _view(spec, plans, choice, record)
-    view.warnings += notes
-    if with_options:
-        view.options = to_json(options)
-    return Planned(spec=spec, plans=plans, view=view)
+    more = {"warnings": [*view.warnings, *notes], "options": to_json(options)}
+    return Planned(spec=spec, plans=plans, view=view.model_copy(update=more))
+
+
+async def _placed(
+    opened: Providers, spec: DeploymentSpec, *, is_new: bool
+) -> tuple[Choice, dict[str, BackendPlan]]:
+    """Choose where each backend goes."""
+    choice = await _choose(opened, spec, is_new=is_new)
+    backends = {SERVERLESS: choice.plan}
+    if spec.has_spot:
+        backends[SPOT] = await _spot(opened, spec, is_new=is_new)
+    return choice, backends
 
 
 def _kept(spec: DeploymentSpec, record: DeploymentRecord | None) -> DeploymentSpec:
-    """Fill in what was chosen before, where the choice is left open now."""
-    if record is None:
-        return spec
-    before, chosen = record.spec, {}
-    if spec.gpu == AUTO:
+    """Write the GPU as the catalog does, and fill in what was chosen before, where the choice is left open now."""
+    chosen: dict[str, object] = {}
+    if spec.gpu not in {CPU, AUTO}:
+        chosen["gpu"] = gpu_named(spec.gpu).name
+    if record is not None and spec.gpu == AUTO:
+        before = record.spec
         chosen = {"gpu": before.gpu, "gpu_count": before.gpu_count, "tp_size": before.tp_size}
-    if spec.serverless_provider is None:
-        chosen["serverless_provider"] = before.serverless_provider
+    if record is not None and spec.serverless_provider is None:
+        chosen["serverless_provider"] = record.spec.serverless_provider
     return spec.model_copy(update=chosen)
 
 
@@ -103,8 +124,6 @@ def _options(spec: DeploymentSpec, *, force: bool) -> tuple[tuple[DeploymentOpti
     if spec.gpu == CPU:
         return (), []
     is_auto = spec.gpu == AUTO
-    if not is_auto:
-        gpu_named(spec.gpu)  # an unknown one is refused, whatever is known of the model
     try:
         shape = shape_of(spec.model)
     except NotFound as exc:
@@ -127,7 +146,7 @@ def _options(spec: DeploymentSpec, *, force: bool) -> tuple[tuple[DeploymentOpti
 def _with_gpu(spec: DeploymentSpec, options: tuple[DeploymentOption, ...]) -> DeploymentSpec:
     """Take the cheapest GPU that somebody has serverless, where the choice is left open."""
     if spec.gpu != AUTO:
-        return spec if spec.gpu == CPU else spec.model_copy(update={"gpu": gpu_named(spec.gpu).name})
+        return spec
     best = next((each for each in options if each.serverless_provider is not None), None)
     if best is None:
         raise InvalidInput(
@@ -213,7 +232,7 @@ async def _spot(opened: Providers, spec: DeploymentSpec, *, is_new: bool) -> Bac
 
 
 def _view(
-    spec: DeploymentSpec, plans: Plans, choice: Choice, record: DeploymentRecord | None
+    spec: DeploymentSpec, plans: Plans, choice: Choice | None, record: DeploymentRecord | None
 ) -> DeploymentPlan:
     router = plans.router
     assert router is not None, "a plan has a router"
@@ -233,7 +252,7 @@ def _view(
                 price_source=each.price_source or None,
                 least_replicas=spec.scaling.spot.min_replicas if name == SPOT else 0,
                 most_replicas=spec.scaling.spot.max_replicas if name == SPOT else each.most_replicas,
-                reason=choice.reason if name == SERVERLESS else None,
+                reason=choice.reason if name == SERVERLESS and choice is not None else None,
             )
             for name, each in plans.backends.items()
         ],
@@ -243,6 +262,6 @@ def _view(
             price_usd_per_hour=router.usd_per_hour,
             price_source=router.price_source or None,
         ),
-        left_out=list(choice.others),
+        left_out=list(choice.others) if choice is not None else [],
         warnings=plans.warnings,
     )

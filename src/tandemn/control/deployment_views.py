@@ -66,6 +66,7 @@ def _backend(backend: Backend) -> BackendView:
         provider=backend.plan.provider,
         remote_name=backend.plan.remote_name,
         state=backend.state,
+        is_current=backend.is_ensured,
         reason=backend.reason,
         code=backend.code,
         url=backend.remote.url if backend.remote is not None else None,

@@ -57,7 +57,7 @@ async def _stream(
             launcher = services.launchers[each.launcher]
             count = tail if each.replica_id not in seen else FOLLOW_LINES
             lines = await asyncio.to_thread(launcher.log_tail, each.replica_id, max(count, 1))
-            fresh = _after(seen.get(each.replica_id, []), lines) if each.replica_id in seen else lines[:tail]
+            fresh = after(seen.get(each.replica_id, []), lines) if each.replica_id in seen else lines[:tail]
             seen[each.replica_id] = lines
             for line in fresh:
                 yield f"{each.name} {line}\n".encode()
@@ -67,7 +67,7 @@ async def _stream(
         chosen = await _chosen(services, job_id, replica)
 
 
-def _after(before: list[str], now: list[str]) -> list[str]:
+def after(before: list[str], now: list[str]) -> list[str]:
     """Return the lines of `now` that come after those of `before`, found by its last lines."""
     if not before:
         return now

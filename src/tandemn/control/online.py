@@ -1,4 +1,4 @@
-"""What users do with deployments: deploy, update, destroy, rotate a key, read logs. Each records intent."""
+"""What users do with deployments: deploy, update, destroy, rotate a key. Each records intent."""
 
 from __future__ import annotations
 
@@ -7,21 +7,15 @@ from typing import TYPE_CHECKING
 
 from tandemn.control import deployment_planning, deployment_views
 from tandemn.control.store import deployments
-from tandemn.control.store.parts import ROUTER
-from tandemn.errors import Conflict, InvalidInput, NotFound, TandemnError
+from tandemn.errors import Conflict, InvalidInput
 from tandemn.protocol.deployments import DeploymentState, EndpointKey
 from tandemn.serving.keyring import KeyUse
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
-
     from tandemn.control.access.rules import Caller
     from tandemn.control.services import Services
     from tandemn.control.store.deployments import DeploymentRecord
     from tandemn.protocol.deployments import DeploymentRequest
-
-#: Lines of a part's log that could not be read, or is not to be had.
-_NO_LOG = "(the provider has no API for its log; its console has it)"
 
 
 async def deploy(services: Services, request: DeploymentRequest, caller: Caller) -> DeploymentRecord:
@@ -30,7 +24,7 @@ async def deploy(services: Services, request: DeploymentRequest, caller: Caller)
     Raises:
         TandemnError: nothing was recorded; what `deployment_planning.plan` or `deployments.submit` says.
     """
-    planned = await deployment_planning.plan(services, request.spec, caller, force=request.force)
+    planned = await deployment_planning.plan(services, request, caller)
     record = await services.database.run(
         deployments.submit,
         planned.spec,
@@ -87,50 +81,6 @@ async def rotate(services: Services, service_name: str, *, keep_old_s: float, ac
     )
     services.online.beat(service_name)
     return await endpoint_key(services, service_name)
-
-
-async def logs(services: Services, service_name: str, *, part: str | None, tail: int) -> AsyncIterator[bytes]:
-    """Return the end of each part's log, each line led by the part's name.
-
-    Raises:
-        NotFound: the deployment has no such part (`backend_not_found`).
-    """
-    record = await services.database.run(deployments.get, service_name)
-    names = [each.name for each in record.parts]
-    if part is not None and part not in names:
-        raise NotFound(
-            f"deployment {service_name} has no {part}",
-            code="backend_not_found",
-            next_step=f"it has {', '.join(names)}",
-            object_id=service_name,
-        )
-    return _log_lines(services, record, [part] if part is not None else names, tail)
-
-
-async def _log_lines(
-    services: Services, record: DeploymentRecord, names: Sequence[str], tail: int
-) -> AsyncIterator[bytes]:
-    for name in names:
-        try:
-            lines = await _log(services, record, name, tail)
-        except TandemnError as exc:
-            lines = [f"(its log cannot be read: {exc})"]
-        for line in lines:
-            yield f"{name} {line}\n".encode()
-
-
-async def _log(services: Services, record: DeploymentRecord, name: str, tail: int) -> Sequence[str]:
-    if name == ROUTER:
-        assert record.router is not None, "its name was found"
-        router = record.router.part
-        if router.remote is None:
-            return ["(it does not run)"]
-        return await (await services.providers.host(router.plan.host)).logs(router.remote, tail)
-    backend = next(each.part for each in record.backends if each.part.name == name)
-    if backend.remote is None:
-        return ["(it does not exist)"]
-    provider = await services.providers.provider(backend.plan.provider, record.spec)
-    return await provider.logs(backend.remote, tail) or [_NO_LOG]
 
 
 async def _living(services: Services, service_name: str) -> DeploymentRecord:

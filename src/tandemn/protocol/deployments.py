@@ -200,6 +200,8 @@ class BackendView(BaseModel):
     remote_name: str
     """Its name at the provider: what `modal app list` and `sky serve status` show."""
     state: BackendState
+    is_current: bool = False
+    """Whether the provider has taken what is wanted now; not yet, or no longer, while an update is made."""
     reason: str | None = None
     code: str | None = None
     url: str | None = None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tandemn.errors import InvalidInput
 from tandemn.placement.catalog.gpus import gpu_named
+from tandemn.serving.spec import CPU
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,7 +40,7 @@ def choose_provider(
     Raises:
         InvalidInput: the GPU is unknown, or nobody who is configured offers it.
     """
-    gpu = gpu_named(spec.gpu).name
+    gpu = spec.gpu if spec.gpu == CPU else gpu_named(spec.gpu).name
     plans: list[BackendPlan] = []
     why = dict(left or {})
     for name, provider in sorted(configured.items()):

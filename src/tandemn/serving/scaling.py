@@ -74,16 +74,20 @@ def read_policy(content: bytes, name: str = "scaling policy") -> PolicyFile:
 
 
 def layered(
-    file: PolicyFile | None = None, *, concurrency: int | None = None, no_scale_to_zero: bool = False
+    file: PolicyFile | None = None,
+    *,
+    over: ScalingPolicy | None = None,
+    concurrency: int | None = None,
+    no_scale_to_zero: bool = False,
 ) -> ScalingPolicy:
-    """Lay the file over the defaults, and the flags over both.
+    """Lay the file over the defaults, or over the policy that holds now, and the flags over both.
 
     Raises:
         InvalidInput: `invalid_scaling_policy`, naming key and line, or the flag.
     """
     file = file or PolicyFile()
     try:
-        policy = ScalingPolicy.model_validate(file.values, strict=True)
+        policy = ScalingPolicy.model_validate(_over(file.values, over), strict=True)
     except ValidationError as exc:
         raise _explained(file, exc.errors(include_url=False)[0]) from exc
     spot, serverless = policy.spot, policy.serverless
@@ -93,6 +97,12 @@ def layered(
         spot = spot.model_copy(update={"min_replicas": max(1, spot.min_replicas)})
         serverless = serverless.model_copy(update={"scaledown_window": WARM_WINDOW_S})
     return ScalingPolicy(spot=spot, serverless=_checked(serverless))
+
+
+def _over(values: dict[str, dict[str, Any]], before: ScalingPolicy | None) -> dict[str, dict[str, Any]]:
+    if before is None:
+        return values
+    return {section: kept | values.get(section, {}) for section, kept in before.model_dump().items()}
 
 
 def _checked(serverless: ServerlessScaling) -> ServerlessScaling:

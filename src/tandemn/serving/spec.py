@@ -57,6 +57,39 @@ def spec_from_flags(
         raise _explained(exc) from exc
 
 
+def updated_spec(
+    current: DeploymentSpec,
+    flags: Mapping[str, Any],
+    *,
+    policy: PolicyFile | None = None,
+    concurrency: int | None = None,
+    no_scale_to_zero: bool = False,
+) -> DeploymentSpec:
+    """Change what the flags name of a deployment's spec; the rest stays as it is.
+
+    Args:
+        current: what the deployment is now.
+        flags: as for `spec_from_flags`.
+        policy: the file of `--scaling-policy`: its keys are changed, the others stay.
+        concurrency: `--concurrency`.
+        no_scale_to_zero: `--no-scale-to-zero`.
+
+    Raises:
+        InvalidInput: a flag has a value that it cannot take, or two contradict each other.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    scaling = layered(
+        policy, over=current.scaling, concurrency=concurrency, no_scale_to_zero=no_scale_to_zero
+    )
+    fields = {name: getattr(current, name) for name in DeploymentSpec.model_fields} | given
+    fields["gpu"] = _gpu(str(fields["gpu"]))
+    _agree({name: value for name, value in fields.items() if value is not None})
+    try:
+        return DeploymentSpec(**{**fields, "scaling": scaling})
+    except ValidationError as exc:
+        raise _explained(exc) from exc
+
+
 def auto_name(model: str, gpu: str) -> str:
     """Name a deployment after its model and GPU: the same flags again mean the same deployment."""
     whole = f"{model.rstrip('/').rpartition('/')[2]}-{gpu}".lower()
@@ -75,7 +108,8 @@ def _require(given: Mapping[str, Any]) -> None:
             raise InvalidInput(
                 f"--{name} is missing",
                 code="wrong_usage",
-                next_step="tandemn deploy --model MODEL --gpu L4",
+                next_step="tandemn deploy --model MODEL --gpu L4; a job has INPUT: "
+                "tandemn deploy MODEL INPUT.jsonl --slo 4h",
                 param=name,
             )
 

@@ -159,6 +159,10 @@ RULES: Mapping[tuple[str, str], Rule] = {
     ("GET", "/api/quota"): _read(),
     ("GET", "/resources"): _read(),
     ("GET", "/api/cost"): _read(),
+    # What the whole server needs, and what is left over at its providers
+    ("GET", "/api/check"): _change(),
+    ("GET", "/api/strays"): _admin(),
+    ("POST", "/api/strays/collect"): _admin(Body.JSON),
     # Replicas: each speaks for itself only
     ("POST", "/api/replicas/{replica_id}/hello"): _replica(),
     ("POST", "/api/replicas/{replica_id}/heartbeat"): _replica(Body.JSON),

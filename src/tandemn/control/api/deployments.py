@@ -12,6 +12,7 @@ from tandemn.control import deployment_cost, deployment_planning, online
 from tandemn.control.api.dependencies import CallerNow, ServicesNow
 from tandemn.control.api.jobs import LOOK_LIMIT_S
 from tandemn.control.api.server import LAST_SEQ
+from tandemn.control.deployment_logs import stream_logs
 from tandemn.control.deployment_views import status, summary
 from tandemn.control.store import deployments, events
 from tandemn.control.views import event_list
@@ -36,10 +37,7 @@ async def deploy(request: DeploymentRequest, services: ServicesNow, caller: Call
 
 @router.post("/plan")
 async def plan(request: DeploymentRequest, services: ServicesNow, caller: CallerNow) -> DeploymentPlan:
-    planned = await deployment_planning.plan(
-        services, request.spec, caller, force=request.force, with_options=True
-    )
-    return planned.view
+    return (await deployment_planning.plan(services, request, caller, is_look=True)).view
 
 
 @router.get("")
@@ -115,6 +113,8 @@ async def logs(
     services: ServicesNow,
     part: str | None = None,
     tail: Annotated[int, Query(ge=0, le=100_000)] = 200,
+    *,
+    follow: bool = False,
 ) -> StreamingResponse:
-    lines = await online.logs(services, service_name, part=part, tail=tail)
+    lines = await stream_logs(services, service_name, part=part, tail=tail, follow=follow)
     return StreamingResponse(lines, media_type="text/plain; charset=utf-8")

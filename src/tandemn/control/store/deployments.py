@@ -79,16 +79,12 @@ def submit(
             raise _not_found(spec.service_name)
         return _create(connection, spec, plans, now, caller)
     _check_owner(found, caller)
-    if found["is_deleting"]:
-        raise Conflict(
-            f"the deployment {spec.service_name} is being deleted",
-            code="deployment_deleting",
-            next_step="wait until it is gone, or name this one otherwise",
-            object_id=spec.service_name,
-        )
     record = _record(connection, found)
+    refuse_other(record, spec, is_update=is_update)
+    homes = {each.part.name: _home(each.part.plan) for each in record.backends}
+    if {name: _home(plan) for name, plan in plans.backends.items()} != homes:
+        raise _replacement_needed(record, "another provider or region")
     if record.spec != spec:
-        _check_change(record, spec, plans, is_update=is_update)
         events.append(
             connection,
             EventKind.DEPLOYMENT_UPDATED,
@@ -267,17 +263,22 @@ def fold(connection: Connection, service_name: str, now: float) -> None:
     )
 
 
-def changed_fields(before: DeploymentSpec, after: DeploymentSpec) -> list[str]:
-    """Names of what differs between two specs."""
-    return [name for name in DeploymentSpec.model_fields if getattr(before, name) != getattr(after, name)]
+def refuse_other(record: DeploymentRecord, spec: DeploymentSpec, *, is_update: bool) -> None:
+    """Refuse a spec that cannot be taken under the name of this deployment.
 
-
-def _check_change(record: DeploymentRecord, spec: DeploymentSpec, plans: Plans, *, is_update: bool) -> None:
+    Raises:
+        Conflict: `deployment_deleting`, `name_taken`, or `replacement_needed`.
+    """
+    if record.is_deleting:
+        raise Conflict(
+            f"the deployment {spec.service_name} is being deleted",
+            code="deployment_deleting",
+            next_step="wait until it is gone, or name this one otherwise",
+            object_id=spec.service_name,
+        )
     changed = changed_fields(record.spec, spec)
-    named = ", ".join(f"--{name.replace('_', '-')}" for name in changed).replace(
-        "--scaling", "scaling policy"
-    )
-    if not is_update:
+    named = ", ".join("scaling policy" if name == "scaling" else _flag(name) for name in changed)
+    if changed and not is_update:
         raise Conflict(
             f"the name {spec.service_name} is taken by a deployment of {record.spec.model} with other settings "
             f"({named})",
@@ -285,15 +286,13 @@ def _check_change(record: DeploymentRecord, spec: DeploymentSpec, plans: Plans, 
             next_step="--update changes it in place; or deploy under another --service-name",
             object_id=spec.service_name,
         )
-    fixed = [name for name in changed if name not in lifecycle.CHANGEABLE]
-    homes = {each.part.name: _home(each.part.plan) for each in record.backends}
-    if fixed or {name: _home(plan) for name, plan in plans.backends.items()} != homes:
-        raise Conflict(
-            f"{record.service_name} would have to be made anew for this ({named})",
-            code="replacement_needed",
-            next_step="deploy it under another name, then destroy this one",
-            object_id=record.service_name,
-        )
+    if not lifecycle.CHANGEABLE.issuperset(changed):
+        raise _replacement_needed(record, named)
+
+
+def changed_fields(before: DeploymentSpec, after: DeploymentSpec) -> list[str]:
+    """Names of what differs between two specs."""
+    return [name for name in DeploymentSpec.model_fields if getattr(before, name) != getattr(after, name)]
 
 
 def _create(
@@ -387,6 +386,19 @@ def _check_owner(row: RowMapping, caller: Caller) -> None:
             next_step="deploy under another --service-name",
             object_id=row["service_name"],
         )
+
+
+def _replacement_needed(record: DeploymentRecord, what: str) -> Conflict:
+    return Conflict(
+        f"{record.service_name} would have to be made anew for this ({what})",
+        code="replacement_needed",
+        next_step="deploy it under another name, then destroy this one",
+        object_id=record.service_name,
+    )
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _not_found(service_name: str) -> NotFound:

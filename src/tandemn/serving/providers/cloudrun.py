@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, Self
 
 from tandemn.errors import InvalidInput, NotFound, TandemnError
@@ -104,7 +105,7 @@ class CloudRun:
         return cls(run_v2, client, project=project, region=region or DEFAULT_REGION)
 
     async def check(self) -> Account:
-        await self.find()
+        await self._ours(self._place(self._region))
         return Account(provider=NAME, detail=f"project {self._project}, region {self._region}")
 
     def offers(self) -> Sequence[Offer]:
@@ -157,16 +158,16 @@ class CloudRun:
         return Remote(provider=NAME, remote_name=plan.remote_name, remote_id=name, place=plan.place)
 
     async def find(self, remote_name: str | None = None, place: str = "") -> Sequence[Remote]:
-        place = place or f"projects/{self._project}/locations/{self._region}"
         if remote_name is not None:
+            place = place or self._place(self._region)
             try:
                 return [_remote(await self._get(_path(place, remote_name)), place)]
             except NotFound:
                 return []
-        async with self._call():
-            listed = [service async for service in await self._client.list_services(parent=place)]
-        remotes = [_remote(service, place) for service in listed]
-        return [remote for remote in remotes if remote.remote_name.startswith(REMOTE_PREFIX)]
+        # Each region has its own list, and the API takes no wildcard.
+        places = [place] if place else [self._place(region) for region in sorted(LIMITS.regions or ())]
+        listed = await asyncio.gather(*(self._ours(each) for each in places))
+        return [remote for remotes in listed for remote in remotes]
 
     async def status(self, remote: Remote) -> BackendStatus:
         try:
@@ -217,6 +218,15 @@ class CloudRun:
 
     async def close(self) -> None:
         await self._client.transport.close()
+
+    def _place(self, region: str) -> str:
+        return f"projects/{self._project}/locations/{region}"
+
+    async def _ours(self, place: str) -> list[Remote]:
+        async with self._call():
+            listed = [service async for service in await self._client.list_services(parent=place)]
+        remotes = [_remote(service, place) for service in listed]
+        return [remote for remote in remotes if remote.remote_name.startswith(REMOTE_PREFIX)]
 
     async def _get(self, name: str) -> Any:
         async with self._call():
