@@ -12,68 +12,22 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.fakes.router_wire import Wires
 
-from tandemn.router.downstream import Client
 from tandemn.router.progress import Progress
-from tandemn.router.router import Keys, Router
 from tandemn.router.sse import ChunkDecoder
 from tandemn.router.stream import Stream
-from tandemn.router.table import read_table
-from tandemn.router.upstream import Upstream
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 DONE = b"data: [DONE]\n\n"
 IDS = re.compile(rb'"((?:prompt_)?token_ids)":\s?\[[^\]]*\]')
 
 
-class Wire:
-    """What a transport is told to write."""
-
-    def __init__(self) -> None:
-        self.written: list[bytes] = []
-        self.is_closed = False
-
-    def write(self, data: bytes) -> None:
-        self.written.append(data)
-
-    def is_closing(self) -> bool:
-        return self.is_closed
-
-    def abort(self) -> None:
-        self.is_closed = True
-
-    close = abort
-
-    def set_write_buffer_limits(self, high: int) -> None:
-        pass
-
-    @property
-    def content(self) -> bytes:
-        return b"".join(self.written)
-
-
-class Rig:
-    """A client whose request is on its way on a pooled connection."""
-
-    upstream: Any
-    client: Any
-    wire: Any
+class Rig(Wires):
+    """A client whose streaming request is on its way."""
 
     def __init__(self, path="/v1/chat/completions", engine="vllm", **body):
-        table = {
-            "version": 1,
-            "backends": [{"name": "a", "market": "serverless", "url": "http://x", "engine": engine}],
-        }
-        self.router = Router(read_table(json.dumps(table).encode()), Keys())
-        self.router.apply(self.router.table)
-        pool = self.router.backends["a"].pool
-        self.upstream = Upstream(pool)
-        self.upstream.transport = Wire()
-        self.upstream.write = self.upstream.transport.write
-        pool.put(self.upstream)
-        self.wire = Wire()
-        self.client = Client(self.router)
-        self.client.connection_made(self.wire)
+        super().__init__(engine=engine)
         content = json.dumps({"stream": True, **body}).encode()
         head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
         self.client.data_received(head.encode() + content)
@@ -165,7 +119,7 @@ def grouped(draw, parts):
 def test_ids_are_taken_out_and_all_else_passes_however_it_arrives(data):
     events = data.draw(streams())
     rig = Rig(messages=[])
-    assert b'"return_token_ids":true' in rig.upstream.transport.content
+    assert b'"return_token_ids":true' in rig.sent
     rig.feed(*data.draw(reads(events)))
     assert rig.answer() == IDS.sub(rb'"\1":null', b"".join(events))
     assert rig.wire.content.endswith(b"0\r\n\r\n")

@@ -17,8 +17,8 @@ from tandemn.router.routing import State
 from tandemn.router.table import read_table, write_table
 
 if TYPE_CHECKING:
+    from tandemn.router.request import Request
     from tandemn.router.router import Router
-    from tandemn.router.wire import Request
 
 #: Digits of a busy period's number: more than there will ever be.
 MAX_NUMBER_DIGITS: Final = 18

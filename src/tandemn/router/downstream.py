@@ -10,8 +10,9 @@ import httptools
 
 from tandemn.router import wire
 from tandemn.router.exchange import Exchange
+from tandemn.router.request import HEAD_END, MAX_HEAD_BYTES, OWN_FIELDS, Request
 from tandemn.router.upstream import HIGH_WATER
-from tandemn.router.wire import CONTINUE, MAX_HEAD_BYTES, OWN_FIELDS, Request
+from tandemn.router.wire import CONTINUE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,19 +86,21 @@ class Client(asyncio.Protocol):
         if self.refusal:
             return
         self.heard_at = self.router.ticked_at
-        if self.incoming is None and not self.head_bytes:
-            end = data.find(b"\r\n\r\n") + 4
-            head = data[:end]
-            known = self.router.known_heads.get(head)
-            is_whole = known is not None and len(data) - end == (known.content_length or 0)
-            if known is not None and is_whole and self.exchange is None and not self.waiting:
-                # The same bytes as a head that was parsed before, and the whole body with it.
-                self._start(known, data[end:])
-                return
+        is_free = self.incoming is None and self.exchange is None and not self.head_bytes and not self.waiting
+        if not is_free or not self._start_plain(data):
             self._parse(data)
-            self._remember(head, len(data) - end)
-        else:
-            self._parse(data)
+
+    def _start_plain(self, data: bytes) -> bool:
+        """Start the request that `data` holds, if it is exactly one and its head a plain one."""
+        found = HEAD_END.search(data)
+        if found is None or found.end() > MAX_HEAD_BYTES:
+            return False
+        end = found.end()
+        request = self.router.heads.read(data[:end])
+        if request is None or len(data) - end != (request.content_length or 0):
+            return False
+        self._start(request, data[end:])
+        return True
 
     def _parse(self, data: bytes) -> None:
         incoming = self.incoming
@@ -116,18 +119,6 @@ class Client(asyncio.Protocol):
             assert self.refusal, "refused when its head was complete"
         except httptools.HttpParserError as exc:
             self._refuse(400, f"not a valid HTTP request: {exc}", "bad_request")
-
-    def _remember(self, head: bytes, body_bytes: int) -> None:
-        """Keep a head that was just parsed, if it is of the plain kind that comes again."""
-        exchange = self.exchange
-        if exchange is None or self.incoming is not None or self.waiting or self.refusal:
-            return
-        request = exchange.request
-        is_plain = (
-            request.version == "1.1" and request.keep_alive and not request.is_chunked and not request.is_own
-        )
-        if is_plain and not request.expects_continue and (request.content_length or 0) == body_bytes:
-            self.router.remember_head(head, request)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- asyncio's signature
         self.router.clients.discard(self)

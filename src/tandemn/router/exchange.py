@@ -10,6 +10,7 @@ import asyncio
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
+from tandemn.router.request import HEAD_END
 from tandemn.router.resume import Ask, Continuation, ask_for_ids, read_ask
 from tandemn.router.routing import Fault, Step, after_fault
 from tandemn.router.sse import ChunkDecoder, Garbled
@@ -19,7 +20,6 @@ from tandemn.router.upstream import CONNECT_ERRORS, Upstream
 from tandemn.router.wire import (
     MAX_ANSWER_HEAD_BYTES,
     AnswerHead,
-    Request,
     answer,
     answer_head,
     error_body,
@@ -29,6 +29,7 @@ from tandemn.router.wire import (
 
 if TYPE_CHECKING:
     from tandemn.router.downstream import Client, Incoming
+    from tandemn.router.request import Request
     from tandemn.router.router import BackendRuntime, Router
 
 #: Answers up to this size are held until they are whole, so that a backend lost half-way can be replaced.
@@ -194,28 +195,29 @@ class Exchange:
         if self.pending:
             data = self.pending + data
             self.pending = b""
-        end = data.find(b"\r\n\r\n") + 4
-        if end == 3:
+        found = HEAD_END.search(data)
+        if found is None:
             self.pending = data
             if len(data) > MAX_ANSWER_HEAD_BYTES or b"HTTP/1."[: len(data)] != data[:7]:
                 self.fault(Fault.GARBAGE, "the answer is not HTTP", is_sent=True)
             return
+        end = found.end()
         try:
             head = answer_head(data[:end])
         except Garbled as exc:
             self.fault(Fault.GARBAGE, str(exc), is_sent=True)
             return
-        rest = data[end:]
         if head.status < 200:
             # 100 was answered by the router itself, others (103) may be dropped by an intermediary.
             if head.status == 101:
                 self.fault(Fault.GARBAGE, "101 although no upgrade was asked for", is_sent=True)
-            elif rest:
-                self._on_head(rest)
+            elif len(data) > end:
+                self._on_head(data[end:])
             return
-        self._answered(head, rest)
+        self._answered(head, data)
 
-    def _answered(self, head: AnswerHead, rest: bytes) -> None:
+    def _answered(self, head: AnswerHead, data: bytes) -> None:
+        """The answer has begun with `data`, which begins with its head."""
         backend = self.backend
         assert backend is not None
         if head.status >= 500 or head.status == 429:
@@ -229,30 +231,31 @@ class Exchange:
         backend.waiting.pop(self, None)
         self.head = head
         if self.stream is not None:
-            self.stream.continued(head, rest)
+            self.stream.continued(head, data[len(head.head) :])
         elif head.is_stream and head.status == 200 and self.request.method != b"HEAD":
             self.has_answer = True
             self.stream = Stream(self, head)
-            self.stream.open(rest)
+            self.stream.open(data[len(head.head) :])
         else:
-            self._begin_body(head, rest)
+            self._begin_body(head, data)
 
-    def _begin_body(self, head: AnswerHead, rest: bytes) -> None:
+    def _begin_body(self, head: AnswerHead, data: bytes) -> None:
         client, upstream = self.client, self.upstream
         assert upstream is not None
         is_bare = self.request.method == b"HEAD" or head.status in {204, 304}
         self._expect_body(head, is_bare=is_bare)
         out = self._shown_head(head)
-        if self.left == len(rest) and self.decoder is None:
+        came = len(data) - len(head.head)
+        if self.left == came and self.decoder is None:
             self.has_answer = True
-            client.write(out + rest if rest else out)
+            client.write(data if out is head.head else out + data[len(head.head) :])
             self.left = 0
-            if head.is_json:
-                self._note_usage(rest)
+            self._note_usage(data)
             self._finish(b"")
             return
+        rest = data[len(head.head) :]
         upstream.feed = self._on_body
-        if len(rest) < self.left <= HELD_ANSWER_BYTES and self.incoming is None and head.status == 200:
+        if came < self.left <= HELD_ANSWER_BYTES and self.incoming is None and head.status == 200:
             self.held = [out]
         else:
             self.has_answer = True

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
+from tandemn.router.request import Request
 from tandemn.router.routing import ProbeResult
 from tandemn.router.upstream import CONNECT_ERRORS
-from tandemn.router.wire import Request
 
 if TYPE_CHECKING:
     from tandemn.router.router import BackendRuntime

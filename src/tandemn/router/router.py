@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from tandemn.router import admin, routing, wire
 from tandemn.router.meter import Meter
 from tandemn.router.probe import probe
+from tandemn.router.request import HeadReader
 from tandemn.router.routing import Candidate, Fault, Overflow, Plan, Standing, State
 from tandemn.router.table import Backend, Limits, Market, RoutingTable
 from tandemn.router.upstream import IDLE_S, Pool
@@ -26,15 +27,13 @@ if TYPE_CHECKING:
 
     from tandemn.router.downstream import Client
     from tandemn.router.exchange import Exchange
+    from tandemn.router.request import Request
     from tandemn.router.stream import Stream
-    from tandemn.router.wire import Request
 
 #: Seconds between looks at limits, probes and overflow.
 TICK_S: Final = 0.1
 #: Seconds of silence after which a client's connection without a request under way is closed.
 CLIENT_IDLE_S: Final = 300.0
-#: Parsed heads that are kept, of about 2 KB each.
-MAX_KNOWN_HEADS: Final = 4096
 #: Seconds between looks at idle connections and stalled streams.
 SWEEP_S: Final = 1.0
 
@@ -130,9 +129,7 @@ class Router:
         self.table = table
         self.meter = Meter(started_at=round(time(), 3))
         self.backends: dict[str, BackendRuntime] = {}
-        self.known_heads: dict[bytes, Request] = {}
-        """By their bytes: what was parsed once need not be parsed again."""
-        self._heads_seen: set[int] = set()
+        self.heads = HeadReader()
         self.clients: set[Client] = set()
         self.streams: set[Stream] = set()
         self.kept_bytes = 0
@@ -176,26 +173,11 @@ class Router:
             old.pool.close()
             if old.probing is not None:
                 old.probing.cancel()
-        self.known_heads.clear()  # they were read under the old table
         fields = {name.lower().encode() for spec in table.backends for name in spec.headers}
         self.replaced_fields = frozenset(fields)
+        self.heads = HeadReader(fields)  # what the old one knows was read under the old table
         self.passes_authorization = not self._expected and b"authorization" not in fields
         self.replan()
-
-    def remember_head(self, head: bytes, request: Request) -> None:
-        """Keep a parsed head that has come twice; clients repeat theirs, but for Content-Length.
-
-        Those that come once, with an id of their own for instance, cost no more than their hash.
-        """
-        mark = hash(head)
-        if mark in self._heads_seen:
-            if len(self.known_heads) >= MAX_KNOWN_HEADS:
-                self.known_heads.clear()
-            self.known_heads[head] = request
-        elif len(self._heads_seen) >= MAX_KNOWN_HEADS:
-            self._heads_seen = {mark}
-        else:
-            self._heads_seen.add(mark)
 
     # --- choosing ---------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""HTTP/1.1 heads as bytes: a client's request, a backend's answer, and the router's own answers. Pure."""
+"""HTTP/1.1 answers as bytes: the head of a backend's, and the router's own. Pure."""
 
 from __future__ import annotations
 
@@ -9,112 +9,8 @@ import msgspec
 
 from tandemn.router.sse import Garbled
 
-#: Longest head of a request; beyond it the answer is 431.
-MAX_HEAD_BYTES: Final = 64 << 10
 #: Longest head of an answer.
 MAX_ANSWER_HEAD_BYTES: Final = 256 << 10
-
-#: Fields of one connection only (RFC 9110, 7.6.1), and those that the router writes itself.
-OWN_FIELDS: Final = frozenset(
-    {
-        b"host",
-        b"connection",
-        b"keep-alive",
-        b"proxy-connection",
-        b"proxy-authorization",
-        b"te",
-        b"trailer",
-        b"upgrade",
-        b"expect",
-        b"content-length",
-        b"transfer-encoding",
-        b"authorization",
-    }
-)
-
-
-class Request:
-    """The head of a client's request; not changed once it is complete, so that equal heads can share one."""
-
-    __slots__ = (
-        "authorization",
-        "connection",
-        "content_length",
-        "expects_continue",
-        "fields",
-        "is_chunked",
-        "is_own",
-        "keep_alive",
-        "method",
-        "path",
-        "pieces",
-        "target",
-        "version",
-        "why_refused",
-    )
-
-    def __init__(self, method: bytes = b"", target: bytes = b"") -> None:
-        self.method = method
-        self.target = target
-        self.path = b""
-        """The target without its query."""
-        self.version = "1.1"
-        self.pieces: list[bytes] = []
-        """Of the fields that are passed on: name, `: `, value, CRLF, …"""
-        self.fields = b""
-        """The same, joined."""
-        self.authorization: bytes | None = None
-        self.connection = b""
-        self.content_length: int | None = None
-        self.is_chunked = False
-        self.expects_continue = False
-        self.why_refused = ""
-        """Why the framing cannot be trusted."""
-        self.keep_alive = True
-        self.is_own = False
-        """Whether the router itself answers it."""
-
-    def own_field(self, name: bytes, value: bytes) -> None:
-        """Take note of a field that is not passed on as it is; `name` is in lower case."""
-        if name == b"content-length":
-            if not value.isdigit() or self.content_length not in {None, int(value)}:
-                self.why_refused = "bad Content-Length"
-            else:
-                self.content_length = int(value)
-        elif name == b"transfer-encoding":
-            if value.strip().lower() != b"chunked" or self.is_chunked:
-                self.why_refused = "a Transfer-Encoding that is not chunked"
-            self.is_chunked = True
-        elif name == b"authorization":
-            self.authorization = value
-        elif name == b"expect":
-            self.expects_continue = value.lower() == b"100-continue"
-        elif name == b"connection":
-            self.connection += b"," + value.lower()
-
-    def complete(self, method: bytes, version: str, *, keep_alive: bool) -> None:
-        """The head has ended."""
-        self.method, self.version, self.keep_alive = method, version, keep_alive
-        self.path = self.target.partition(b"?")[0]
-        self.is_own = self.path.startswith(b"/router/") or self.path == b"/metrics"
-        if self.is_chunked and self.content_length is not None:
-            self.why_refused = "Content-Length with Transfer-Encoding"
-        if self.connection:
-            self._drop_named_by_connection()
-        self.fields = b"".join(self.pieces)
-        self.pieces = []
-
-    def _drop_named_by_connection(self) -> None:
-        """Fields that `Connection` names belong to this connection: they are not passed on."""
-        named = {token.strip() for token in self.connection.split(b",")} - {b"", b"close", b"keep-alive"}
-        if named:
-            pieces = self.pieces
-            groups = [pieces[at : at + 4] for at in range(0, len(pieces), 4)]
-            self.pieces = [piece for group in groups if group[0].lower() not in named for piece in group]
-
-    @property
-    def has_body(self) -> bool:
-        return self.content_length is not None or self.is_chunked
 
 
 class AnswerHead(msgspec.Struct, frozen=True):
@@ -272,22 +168,28 @@ def error_body(message: str, *, kind: str, code: str) -> bytes:
     return msgspec.json.encode({"error": {"message": message, "type": kind, "param": None, "code": code}})
 
 
-#: How vLLM, llama.cpp and OpenAI begin a usage object.
-_USAGE: Final = re.compile(
-    rb'"usage":\s?\{"(?:prompt_tokens":\s?(\d{1,12}),\s?"(?:total_tokens":\s?\d+,\s?")?completion_tokens":\s?(\d{1,12})|'
-    rb'completion_tokens":\s?(\d{1,12}),\s?"prompt_tokens":\s?(\d{1,12}))'
-)
+class _Usage(msgspec.Struct):
+    prompt_tokens: int
+    completion_tokens: int = 0
+
+
+_read_usage: Final = msgspec.json.Decoder(_Usage).decode
 _USAGE_FIELD: Final = re.compile(rb'"(prompt_tokens|completion_tokens)"\s*:\s*(\d{1,12})')
 
 
 def find_usage(tail: bytes) -> tuple[int, int] | None:
     """Prompt and completion tokens from the last `usage` object in `tail`, without parsing the rest."""
+    # Nearly always it is the last object of an answer, and holds no other.
+    before, _, inside = tail.rpartition(b"{")
+    if before.endswith((b'"usage":', b'"usage": ')):
+        try:
+            usage = _read_usage(b"{%b}" % inside.partition(b"}")[0])
+        except msgspec.DecodeError:
+            return None
+        return usage.prompt_tokens, usage.completion_tokens
     at = tail.rfind(b'"usage"')
     if at < 0:
         return None
-    quick = _USAGE.match(tail, at)
-    if quick is not None:
-        return int(quick[1] or quick[4]), int(quick[2] or quick[3])
     found = dict(_USAGE_FIELD.findall(tail, at))
     if b"prompt_tokens" not in found:
         return None
