@@ -52,6 +52,8 @@ def show_gpus_command(
     say(_lines(rows))
     sources = sorted({f"{row.source}, {row.as_of}" for row in rows if row.as_of})
     note([f"prices: {source}" for source in sources])
+    if any(row.unconfirmed for row in rows):
+        note(["? no second source confirms it (--json names the sources)"])
 
 
 def _lines(rows: tuple[GpuRow, ...]) -> list[str]:
@@ -72,13 +74,20 @@ def _lines(rows: tuple[GpuRow, ...]) -> list[str]:
 def _cells(row: GpuRow) -> tuple[str, ...]:
     return (
         row.gpu,
-        str(row.memory_gb),
-        f"{row.bandwidth_gb_s:.0f}",
-        f"{row.bf16_tflops:.0f}",
+        _marked(row, "memory_gb", str(row.memory_gb)),
+        _marked(row, "bandwidth_gb_s", f"{row.bandwidth_gb_s:.0f}"),
+        _marked(row, "bf16_tflops", f"{row.bf16_tflops:.0f}"),
         row.provider,
         row.market,
-        "unknown" if row.usd_per_gpu_hour is None else f"{row.usd_per_gpu_hour:.4f}",
+        "unknown"
+        if row.usd_per_gpu_hour is None
+        else _marked(row, "usd_per_gpu_hour", f"{row.usd_per_gpu_hour:.4f}"),
         "" if row.saves is None else f"{row.saves:.0%}",
         "" if row.market == Market.SERVERLESS else f"{row.gpus} in {row.instance_type}",
         row.place,
     )
+
+
+def _marked(row: GpuRow, name: str, text: str) -> str:
+    """A figure with a question mark where no second source confirms it; the others keep its column straight."""
+    return f"{text}{'?' if name in row.unconfirmed else ' '}"

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from tandemn.placement.catalog.offers import Offer
 
+#: Specifications that a row shows, by the name that they have in it and in the table of GPUs.
+_SHOWN_SPECS = ("memory_gb", "bandwidth_gb_s", "bf16_tflops")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuRow:
@@ -37,6 +40,10 @@ class GpuRow:
     """Share of the provider's own on-demand price of this GPU that it is below; None where either is not known."""
     source: str
     as_of: str
+    checked: str | None
+    """The second source of the price; None: no second source has it."""
+    unconfirmed: tuple[str, ...]
+    """Figures of this row that are not confirmed by a second source, by name."""
     remark: str
 
 
@@ -137,8 +144,14 @@ def _row(offer: Offer, on_demand: Decimal | None) -> GpuRow:
         saves=saves,
         source=offer.source,
         as_of=offer.as_of,
+        checked=offer.checked or None,
+        unconfirmed=(*(name for name in _SHOWN_SPECS if name in gpu.unconfirmed), *_unconfirmed_price(offer)),
         remark=offer.remark,
     )
+
+
+def _unconfirmed_price(offer: Offer) -> tuple[str, ...]:
+    return ("usd_per_gpu_hour",) if offer.usd_per_hour is not None and not offer.checked else ()
 
 
 def to_json(rows: Iterable[GpuRow]) -> list[dict[str, Any]]:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tandemn.placement.solver import QuotaKey
 
 #: Codes of the EC2 quotas of GPU families, in vCPUs (Service Quotas console, 2026): P5 has a spot quota of its own.
+#: Checked on 2026-11-25: G and P against skypilot-org/skypilot-catalog's instance_quota_mapping.csv, P5 against lists
+#: of Service Quotas in two public repositories. Which spot quota P6 counts against is told differently by such lists.
 QUOTA_CODES: Mapping[tuple[str, str], str] = {
     ("G", Market.ON_DEMAND.value): "L-DB2E81BA",
     ("G", Market.SPOT.value): "L-3819A6DF",

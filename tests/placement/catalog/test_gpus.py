@@ -1,3 +1,5 @@
+from dataclasses import fields
+
 import pytest
 
 from tandemn.errors import NotFound
@@ -8,6 +10,7 @@ def test_every_gpu_says_where_its_figures_are_from():
     for gpu in gpus().values():
         assert gpu.source
         assert gpu.checked
+        assert set(gpu.unconfirmed) <= {field.name for field in fields(gpu)}
         assert gpu.memory_gib < gpu.memory_gb * 1.0
         assert gpu.bandwidth_gb_s > 0
 

@@ -1,6 +1,13 @@
+import csv
+import gzip
+import json
 import os
+from datetime import date
 from decimal import Decimal
+from importlib import resources
+from pathlib import Path
 
+import moto
 import pytest
 
 from tandemn.placement.catalog.gpus import gpus
@@ -92,3 +99,73 @@ def test_a_catalog_that_cannot_be_read_yields_the_table(tmp_path):
 def test_vcpus_of_the_table():
     assert aws_vcpus("g5.2xlarge") == 8
     assert aws_vcpus("nothing") == 0
+
+
+def rows(name):
+    with resources.files("tandemn.placement.catalog").joinpath(name).open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def aws_says():
+    """What AWS answers to DescribeInstanceTypes, as moto carries it."""
+    path = Path(moto.__file__).parent / "ec2" / "resources" / "instance_types.json.gz"
+    return json.loads(gzip.decompress(path.read_bytes()))
+
+
+def test_counts_are_those_of_the_second_source(aws_says):
+    """Every row that says so is compared again with what it names, figure by figure."""
+    compared = 0
+    for row in rows("aws_instances.csv"):
+        if not row["checked"]:
+            continue
+        told = aws_says[row["instance_type"]]
+        gpus_told = sum(each["Count"] for each in told["GpuInfo"]["Gpus"])
+        assert int(row["gpus"]) == gpus_told, row
+        assert int(row["vcpus"]) == told["VCpuInfo"]["DefaultVCpus"], row
+        assert int(row["ram_gib"]) * 1024 == told["MemoryInfo"]["SizeInMiB"], row
+        assert row["arch"] in told["ProcessorInfo"]["SupportedArchitectures"], row
+        of_card = told["GpuInfo"]["Gpus"][0]["MemoryInfo"]["SizeInMiB"] / 1024
+        # AWS tells the card's memory, CUDA what is left of it after ECC and the driver: up to a tenth less.
+        assert 0.9 * of_card < gpus()[row["gpu"]].memory_gib <= 1.001 * of_card, row
+        compared += 1
+    assert compared >= 60
+
+
+def test_rows_say_where_they_are_from_and_when_they_were_checked():
+    for row in (*rows("aws_instances.csv"), *rows("aws_prices.csv")):
+        assert row["source"], row
+        assert row["as_of"], row
+        assert bool(row["checked"]) == bool(row["checked_on"]), row
+        if row["checked_on"]:
+            assert date.fromisoformat(row["checked_on"]) >= date(2026, 11, 1), row
+            assert row["checked"] != row["source"], row
+
+
+def test_a_price_of_a_known_instance_stands_once():
+    names = {row["instance_type"] for row in rows("aws_instances.csv")}
+    seen = [(row["instance_type"], row["region"], row["market"]) for row in rows("aws_prices.csv")]
+    assert len(seen) == len(set(seen))
+    assert {name for name, _, _ in seen} <= names
+
+
+def test_spot_is_cheaper_than_on_demand_and_more_gpus_are_dearer():
+    prices = {(o.instance_type, o.region, o.market): o for o in table_offers() if o.usd_per_hour}
+    for (name, region, market), offer in prices.items():
+        if market is Market.SPOT and (dear := prices.get((name, region, Market.ON_DEMAND))):
+            assert offer.usd_per_hour < dear.usd_per_hour
+    for family in {name.split(".")[0] for name, _, _ in prices}:
+        of_family = [o for o in prices.values() if o.instance_type.startswith(f"{family}.")]
+        by_size = {(o.region, o.market, o.gpus): o.usd_per_hour for o in of_family}
+        for (region, market, count), price in by_size.items():
+            more = by_size.get((region, market, 8))
+            if more is not None and count < 8:
+                assert price < more
+
+
+def test_a_live_price_that_the_table_has_too_is_confirmed(catalogs):
+    of_type = [offer for offer in load_offers(catalogs) if offer.instance_type == "g6.xlarge"]
+    confirmed = {(offer.region, offer.market): bool(offer.checked) for offer in of_type}
+    assert confirmed["us-east-1", Market.ON_DEMAND]
+    assert not confirmed["eu-west-1", Market.ON_DEMAND]
+    assert not confirmed["us-east-1", Market.SPOT]

@@ -35,7 +35,9 @@ class Gpu:
     """Both directions together; 0: the GPUs of an instance talk over PCIe."""
     source: str
     checked: str
-    """The second source, or what could not be confirmed."""
+    """The second sources."""
+    unconfirmed: tuple[str, ...] = ()
+    """Figures (by field) that no second source was found for, or that sources disagree on."""
 
     @property
     def is_supported(self) -> bool:
@@ -59,7 +61,8 @@ def _table() -> tuple[tuple[Gpu, tuple[str, ...]], ...]:
     rows = []
     for row in tomllib.loads(text)["gpu"]:
         aliases = tuple(row.pop("aliases", ()))
-        rows.append((Gpu(**row), aliases))
+        unconfirmed = tuple(row.pop("unconfirmed", ()))
+        rows.append((Gpu(**row, unconfirmed=unconfirmed), aliases))
     return tuple(rows)
 
 

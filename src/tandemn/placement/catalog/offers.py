@@ -47,6 +47,8 @@ class Offer:
     as_of: str
     """Date of the price, as exactly as it is known: `2026`, `2026-05` or `2026-05-07`."""
     remark: str = ""
+    checked: str = ""
+    """The second source that has the same price; empty: none was found."""
 
     @property
     def usd_per_gpu_hour(self) -> Decimal | None:
@@ -100,6 +102,7 @@ def _aws_offer(instance: Mapping[str, str], price: Mapping[str, str]) -> Offer:
         quota_family=instance["quota_family"],
         source=price.get("source", "price not known"),
         as_of=price.get("as_of", ""),
+        checked=price.get("checked", ""),
     )
 
 
@@ -119,6 +122,7 @@ def serverless_offers() -> tuple[Offer, ...]:
             source=row["source"],
             as_of=row["as_of"],
             remark=row["extra"],
+            checked=row["checked"],
         )
         for row in tomllib.loads(text)["offer"]
     )

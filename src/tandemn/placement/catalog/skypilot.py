@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING
@@ -19,11 +20,13 @@ from tandemn.placement.catalog.offers import (
 from tandemn.protocol.replicas import Market
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
 #: Rows read of one file at most: AWS's has about 100,000 (2026).
 MAX_ROWS = 2_000_000
+#: Prices that differ by no more than this, in USD an hour, are one price that was rounded.
+_SAME_PRICE = Decimal("0.0005")
 
 
 def load_offers(catalogs: Path | None) -> tuple[Offer, ...]:
@@ -35,7 +38,24 @@ def load_offers(catalogs: Path | None) -> tuple[Offer, ...]:
     live = tuple(read_catalogs(catalogs)) if catalogs is not None else ()
     clouds = {offer.provider for offer in live}
     table = [offer for offer in table_offers() if offer.market is not Market.SERVERLESS]
-    return (*live, *(offer for offer in table if offer.provider not in clouds), *serverless_offers())
+    kept = (offer for offer in table if offer.provider not in clouds)
+    return (*_checked(live, table), *kept, *serverless_offers())
+
+
+def _checked(live: Iterable[Offer], table: Iterable[Offer]) -> Iterator[Offer]:
+    """Live offers, each with the table's source where that has the same price."""
+    known = {_identity(offer): offer for offer in table if offer.usd_per_hour is not None}
+    for offer in live:
+        twin = known.get(_identity(offer))
+        same = twin is not None and offer.usd_per_hour is not None and twin.usd_per_hour is not None
+        if twin is not None and same and abs(offer.usd_per_hour - twin.usd_per_hour) <= _SAME_PRICE:
+            yield replace(offer, checked=f"{twin.source}, {twin.as_of}")
+        else:
+            yield offer
+
+
+def _identity(offer: Offer) -> tuple[str, str, str, Market]:
+    return (offer.provider, offer.region, offer.instance_type, offer.market)
 
 
 def read_catalogs(catalogs: Path) -> Iterator[Offer]:

@@ -56,6 +56,7 @@ LIMITS = Limits(
         "H100": "H100",
         "H200": "H200",
         "B200": "B200",
+        "RTXPRO6000": "RTX-PRO-6000",
     },
     most_gpus={"A10": 4, "A10G": 4},
     idle_s=(2, 3600),
