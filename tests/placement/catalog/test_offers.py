@@ -150,17 +150,16 @@ def test_a_price_of_a_known_instance_stands_once():
 
 
 def test_spot_is_cheaper_than_on_demand_and_more_gpus_are_dearer():
-    prices = {(o.instance_type, o.region, o.market): o for o in table_offers() if o.usd_per_hour}
-    for (name, region, market), offer in prices.items():
-        if market is Market.SPOT and (dear := prices.get((name, region, Market.ON_DEMAND))):
-            assert offer.usd_per_hour < dear.usd_per_hour
-    for family in {name.split(".")[0] for name, _, _ in prices}:
-        of_family = [o for o in prices.values() if o.instance_type.startswith(f"{family}.")]
-        by_size = {(o.region, o.market, o.gpus): o.usd_per_hour for o in of_family}
-        for (region, market, count), price in by_size.items():
-            more = by_size.get((region, market, 8))
-            if more is not None and count < 8:
-                assert price < more
+    priced = [o for o in table_offers() if o.usd_per_hour is not None]
+    prices = {(o.instance_type, o.region, o.market): o.usd_per_hour or Decimal(0) for o in priced}
+    for (name, region, market), price in prices.items():
+        dear = prices.get((name, region, Market.ON_DEMAND))
+        assert market is not Market.SPOT or dear is None or price < dear
+    by_size = {(o.instance_type.split(".")[0], o.region, o.market, o.gpus): o.usd_per_hour for o in priced}
+    for (family, region, market, count), price_of_fewer in by_size.items():
+        of_eight = by_size.get((family, region, market, 8))
+        if of_eight is not None and price_of_fewer is not None and count < 8:
+            assert price_of_fewer < of_eight
 
 
 def test_a_live_price_that_the_table_has_too_is_confirmed(catalogs):

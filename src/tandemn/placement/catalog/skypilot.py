@@ -47,11 +47,12 @@ def _checked(live: Iterable[Offer], table: Iterable[Offer]) -> Iterator[Offer]:
     known = {_identity(offer): offer for offer in table if offer.usd_per_hour is not None}
     for offer in live:
         twin = known.get(_identity(offer))
-        same = twin is not None and offer.usd_per_hour is not None and twin.usd_per_hour is not None
-        if twin is not None and same and abs(offer.usd_per_hour - twin.usd_per_hour) <= _SAME_PRICE:
-            yield replace(offer, checked=f"{twin.source}, {twin.as_of}")
-        else:
-            yield offer
+        is_same = twin is not None and _are_the_same(offer.usd_per_hour, twin.usd_per_hour)
+        yield replace(offer, checked=f"{twin.source}, {twin.as_of}") if twin and is_same else offer
+
+
+def _are_the_same(a: Decimal | None, b: Decimal | None) -> bool:
+    return a is not None and b is not None and abs(a - b) <= _SAME_PRICE
 
 
 def _identity(offer: Offer) -> tuple[str, str, str, Market]:
