@@ -6,12 +6,15 @@
     │   ├── Conflict          the object is not in a state for it (HTTP 409)
     │   ├── NotAllowed        use a key that is one           (HTTP 401)
     │   │   └── Forbidden     use a key that may              (HTTP 403)
+    │   ├── TooLarge          send less                       (HTTP 413)
+    │   ├── TooSlow           send faster                     (HTTP 408)
     │   └── MissingDependency install what the message says
     ├── Infeasible            loosen the deadline or budget   (exit code 3, HTTP 422)
     ├── NextOffer             try the next offer
     │   ├── NoCapacity
     │   └── QuotaExceeded
     ├── Retryable             back off and try again          (HTTP 503)
+    │   ├── TooManyRequests   wait for as long as it says     (HTTP 429)
     │   ├── QueueUnavailable
     │   ├── StoreUnavailable
     │   └── ServerUnavailable
@@ -99,6 +102,16 @@ class Forbidden(NotAllowed):
     http_status = 403
 
 
+class TooLarge(InvalidInput):
+    default_code = "body_too_large"
+    http_status = 413
+
+
+class TooSlow(InvalidInput):
+    default_code = "body_too_slow"
+    http_status = 408
+
+
 class MissingDependency(InvalidInput):
     default_code = "missing_dependency"
 
@@ -130,6 +143,26 @@ class Retryable(TandemnError):
 
     default_code = "unavailable"
     http_status = 503
+
+
+class TooManyRequests(Retryable):
+    """The caller asks more than its share; `retry_after_s` says when there is room again."""
+
+    default_code = "rate_limited"
+    http_status = 429
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_s: float = 1.0,
+        code: str | None = None,
+        next_step: str | None = None,
+        param: str | None = None,
+        object_id: str | None = None,
+    ) -> None:
+        super().__init__(message, code=code, next_step=next_step, param=param, object_id=object_id)
+        self.retry_after_s = retry_after_s
 
 
 class QueueUnavailable(Retryable):

@@ -37,6 +37,14 @@ class Settings(BaseSettings):
     """The chunk queue; unset: an embedded redis-server."""
     objects_url: str | None = None
     """Object store: `s3://bucket/prefix`, `gs://…`, `az://…`, or a folder; unset: one in the state folder."""
+    input_urls: str | None = None
+    """Prefixes of input URLs, with commas between, that users of a shared control plane may name."""
+    upload_bytes: int = Field(default=80_000_000_000, ge=1)
+    """Largest file that may be uploaded; what a multipart upload to a bucket holds."""
+    requests_per_s: float = Field(default=50.0, gt=0)
+    """How many calls one key may make a second, on the average."""
+    requests_burst: float = Field(default=200.0, ge=1)
+    """How many calls one key may make at once, after a rest."""
     local_slots: int = Field(default=16, ge=1)
     """How many replicas `--cloud local` may run at a time."""
     local_usd_per_hour: Decimal | None = Field(default=None, ge=0)
@@ -103,6 +111,11 @@ class Settings(BaseSettings):
         if parts.query or parts.fragment:
             raise ValueError("paths are appended to it: it cannot have a query")
         return url.rstrip("/")
+
+    @property
+    def input_url_prefixes(self) -> tuple[str, ...]:
+        """`input_urls`, apart."""
+        return tuple(each.strip() for each in (self.input_urls or "").split(",") if each.strip())
 
     @property
     def home_path(self) -> Path:

@@ -16,6 +16,7 @@ from tests.redis_server import redis_server
 from tandemn.control import tokens
 from tandemn.control.access.rules import Caller
 from tandemn.control.app import create_app, open_services
+from tandemn.control.connections import Connections, guarded
 from tandemn.control.store import deployments, files, jobs, keys, replicas
 from tandemn.control.store.records import FileRecord
 from tandemn.protocol.deployments import DeploymentSpec
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from tandemn.control.embedded_redis import EmbeddedRedis
     from tandemn.control.services import Services
 
 
@@ -38,6 +40,7 @@ class Plane:
     url: str
     services: Services
     session: aiohttp.ClientSession
+    redis: EmbeddedRedis
     keys: dict[str, str] = field(default_factory=dict)
     _numbers: Any = field(default_factory=lambda: itertools.count(1))
 
@@ -144,13 +147,19 @@ class Plane:
 
 
 @asynccontextmanager
-async def served(home: Path, **settings: Any) -> AsyncIterator[Plane]:
+async def served(home: Path, connections: Connections | None = None, **settings: Any) -> AsyncIterator[Plane]:
     """Serve an application over a fresh state; no reconciler runs."""
-    with redis_server() as (_, redis):
+    with redis_server() as (redis_process, redis):
         chosen = Settings(home=home, redis_url=redis.url, **settings)
         async with open_services(chosen, server_url="http://127.0.0.1:0") as services:
             config = uvicorn.Config(
-                create_app(services), port=0, log_config=None, access_log=False, lifespan="off"
+                create_app(services),
+                port=0,
+                http=guarded(connections or Connections()),
+                ws="none",
+                log_config=None,
+                access_log=False,
+                lifespan="off",
             )
             server = uvicorn.Server(config)
             serving = asyncio.create_task(server.serve())
@@ -159,7 +168,7 @@ async def served(home: Path, **settings: Any) -> AsyncIterator[Plane]:
             host, port = server.servers[0].sockets[0].getsockname()
             try:
                 async with aiohttp.ClientSession() as session:
-                    yield Plane(f"http://{host}:{port}", services, session)
+                    yield Plane(f"http://{host}:{port}", services, session, redis_process)
             finally:
                 server.should_exit = True
                 await serving

@@ -7,6 +7,7 @@ parameter that is new needs an object of that kind in `Scene.path`.
 from __future__ import annotations
 
 import re
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,8 @@ from fastapi.routing import iter_route_contexts
 from starlette.routing import Match, Route
 from tests.control.plane import Plane, served
 
+from tandemn.control.access import refusals
+from tandemn.control.access.rates import Rate
 from tandemn.control.access.rules import RULES, Access, Owned
 from tandemn.control.app import create_app
 from tandemn.protocol.keys import Role
@@ -133,6 +136,15 @@ class Scene:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def scene(tmp_path_factory):
+    # Here one address shows wrong keys by the hundred.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(refusals, "WRONG_KEYS", Rate(per_s=1e6, burst=1e6))
+        async with _scene(tmp_path_factory) as scene:
+            yield scene
+
+
+@asynccontextmanager
+async def _scene(tmp_path_factory):
     async with served(tmp_path_factory.mktemp("home")) as plane:
         scene = Scene(plane)
         await scene.set_up()

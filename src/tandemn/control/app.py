@@ -168,6 +168,7 @@ async def keep_going(services: Services) -> AsyncIterator[None]:
     tasks = [
         asyncio.create_task(leadership.run(), name="beat"),
         asyncio.create_task(while_leading(leadership, crew), name="lead"),
+        asyncio.create_task(services.open_requests.watch(services.database), name="open requests"),
     ]
     if services.settings.redis_url is None:
         embedded = EmbeddedRedis(services.settings.home_path)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import json
+import logging
 import os
+import resource
 import signal
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
@@ -20,6 +22,7 @@ import uvicorn
 
 from tandemn import __version__
 from tandemn.control.app import create_app, keep_going, open_services
+from tandemn.control.connections import Connections, guarded
 from tandemn.control.embedded_redis import EmbeddedRedis
 from tandemn.control.listeners import is_loopback, open_doors
 from tandemn.control.store import keys
@@ -59,13 +62,15 @@ async def serve(settings: Settings, *, host: str, port: int, tls: Tls | None = N
     home = settings.home_path
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     _configure_logs()
+    _raise_descriptor_limit()
     with _alone(home), open_doors(home, host=host, port=port, tls=tls) as doors:
         async with open_services(settings, server_url=doors.local.url) as services:
             await _check_keys(services, host)
             app = create_app(services)
-            servers = [(_server(app), doors.local)]
+            protocol = guarded(Connections())
+            servers = [(_server(app, protocol), doors.local)]
             if doors.shared is not None:
-                servers.append((_server(app, tls), doors.shared))
+                servers.append((_server(app, protocol, tls), doors.shared))
             told_to_stop = _stop_signal()
             serving = [
                 asyncio.create_task(server.serve(sockets=[door.listener]), name="server")
@@ -90,9 +95,11 @@ async def serve(settings: Settings, *, host: str, port: int, tls: Tls | None = N
         (home / "server.json").unlink(missing_ok=True)
 
 
-def _server(app: FastAPI, tls: Tls | None = None) -> _Server:
+def _server(app: FastAPI, protocol: type[asyncio.Protocol], tls: Tls | None = None) -> _Server:
     config = uvicorn.Config(
         app,
+        http=protocol,
+        ws="none",
         log_config=None,
         access_log=False,
         lifespan="off",
@@ -138,7 +145,16 @@ async def _check_keys(services: Services, host: str) -> None:
         )
 
 
+def _raise_descriptor_limit() -> None:
+    """Take as many file descriptors as this process may: shells commonly allow 1,024 of them at first."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def _configure_logs() -> None:
+    # Whatever is sent to a port that is no HTTP would be a line of its own there.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

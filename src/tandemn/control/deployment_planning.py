@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tandemn.control.access import restrictions
 from tandemn.control.planning import SKYPILOT_CATALOGS
 from tandemn.control.store import deployments
 from tandemn.control.store.deployments import Plans, changed_fields
@@ -73,11 +74,14 @@ async def plan(
         Infeasible: the model does not fit the GPU (`does_not_fit`).
     """
     spec = request.spec
+    restrictions.check_model(spec.model, caller.role)
+    runs_here = spec.gpu == CPU or LOCAL in {spec.serverless_provider, spec.spots_cloud}
+    restrictions.check_engine_args(spec.engine_args, caller.role, runs_here=runs_here)
     record = await services.database.run(deployments.find, spec.service_name, caller=caller)
     spec = _kept(spec, record)
     if record is not None:
         deployments.refuse_other(record, spec, is_update=request.is_update)
-    options, notes = await asyncio.to_thread(_options, spec, force=request.force)
+    options, notes = await asyncio.to_thread(_options, spec, caller, force=request.force)
     spec = _with_gpu(spec, options)
     choice: Choice | None = None
     backends: dict[str, BackendPlan] = {}
@@ -119,13 +123,15 @@ def _kept(spec: DeploymentSpec, record: DeploymentRecord | None) -> DeploymentSp
     return spec.model_copy(update=chosen)
 
 
-def _options(spec: DeploymentSpec, *, force: bool) -> tuple[tuple[DeploymentOption, ...], list[str]]:
+def _options(
+    spec: DeploymentSpec, caller: Caller, *, force: bool
+) -> tuple[tuple[DeploymentOption, ...], list[str]]:
     """GPUs that the model fits, and what could not be found out."""
     if spec.gpu == CPU:
         return (), []
     is_auto = spec.gpu == AUTO
     try:
-        shape = shape_of(spec.model)
+        shape = shape_of(spec.model, may_be_file=caller.sees is None)
     except NotFound as exc:
         if is_auto:
             raise

@@ -13,6 +13,7 @@ from tandemn.batch.input_process import validate_input
 from tandemn.control import advice
 from tandemn.control.inputs import open_input
 from tandemn.control.store import files
+from tandemn.control.submission import check_spec
 from tandemn.errors import Infeasible, InvalidInput, NotAllowed, Retryable
 from tandemn.koi.recommendation import overridden
 from tandemn.koi.resources import resources
@@ -53,6 +54,7 @@ async def plan(services: Services, spec: JobSpec, caller: Caller) -> PlanAnswer:
         InvalidInput: the input is not valid, or nothing is known of the model or GPU.
         Infeasible: no plan meets the deadline or budget; the next step says what would.
     """
+    check_spec(services, spec, caller)
     input_object = None
     if spec.input_file_id is not None:
         file = await services.database.run(files.get, spec.input_file_id, owner=caller.sees)
@@ -77,7 +79,7 @@ async def plan(services: Services, spec: JobSpec, caller: Caller) -> PlanAnswer:
             code=first.code,
             param="input",
         )
-    needs = await asyncio.to_thread(_needs, services, spec, report)
+    needs = await asyncio.to_thread(_needs, services, spec, report, caller)
     own, asked = await asyncio.gather(
         asyncio.to_thread(_own_plan, needs, spec), _ask(services, spec, needs, job_id=None)
     )
@@ -100,13 +102,13 @@ class _Needs:
     warnings: list[str]
 
 
-def _needs(services: Services, spec: JobSpec, report: InputReport) -> _Needs:
+def _needs(services: Services, spec: JobSpec, report: InputReport, caller: Caller) -> _Needs:
     offers = load_offers(SKYPILOT_CATALOGS.expanduser())
     if spec.cloud is not None:
         offers = tuple(offer for offer in offers if offer.provider == spec.cloud)
     quotas, warnings = _quotas(services, offers)
     return _Needs(
-        shape=shape_of(spec.model),
+        shape=shape_of(spec.model, may_be_file=caller.sees is None),
         workload=workload_of(_counts(report), max_output_tokens=spec.max_output_tokens),
         offers=offers,
         quotas=quotas,

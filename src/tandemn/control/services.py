@@ -7,6 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tandemn.control.access.open_requests import OpenRequests
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -64,5 +66,6 @@ class Services:
     leasing_from: float = 0.0
     """No chunk is given before: replicas that outlived a control plane renew what they hold first."""
     pulse: Pulse = field(default_factory=Pulse)
+    open_requests: OpenRequests = field(default_factory=OpenRequests)
     online: Pulse = field(default_factory=Pulse)
     """As `pulse`, for deployments, by their names."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from tandemn.control import names
+from tandemn.control.access import restrictions
 from tandemn.control.store import files, jobs
 from tandemn.errors import InvalidInput
 from tandemn.fleet.engines.engine import EngineName
@@ -43,14 +44,7 @@ async def submit(services: Services, spec: JobSpec, caller: Caller) -> str:
             param="engine",
             next_step=f"engines: {', '.join(EngineName)}",
         )
-    if (spec.input_file_id is None) == (spec.input_url is None):
-        raise InvalidInput("give one input: a file or a URL", code="invalid_input", param="input_file_id")
-    if spec.input_url is not None and urlsplit(spec.input_url).scheme not in INPUT_SCHEMES:
-        raise InvalidInput(
-            f"an input URL begins with {', '.join(f'{each}://' for each in INPUT_SCHEMES)}",
-            code="invalid_input_url",
-            param="input_url",
-        )
+    check_spec(services, spec, caller)
     job_id = names.new_job_id()
     now = services.clock.now()
 
@@ -71,6 +65,34 @@ async def submit(services: Services, spec: JobSpec, caller: Caller) -> str:
     await services.database.run(record)
     services.pulse.beat(job_id)
     return job_id
+
+
+def check_spec(services: Services, spec: JobSpec, caller: Caller) -> None:
+    """See that there is one input, and that a user asks for nothing that would reach into the server itself.
+
+    Raises:
+        InvalidInput: `invalid_input`, `invalid_input_url`, `invalid_model`.
+        Forbidden: see `restrictions`.
+    """
+    if (spec.input_file_id is None) == (spec.input_url is None):
+        raise InvalidInput("give one input: a file or a URL", code="invalid_input", param="input_file_id")
+    if spec.input_url is not None and urlsplit(spec.input_url).scheme not in INPUT_SCHEMES:
+        raise InvalidInput(
+            f"an input URL begins with {', '.join(f'{each}://' for each in INPUT_SCHEMES)}",
+            code="invalid_input_url",
+            param="input_url",
+        )
+    if not spec.model_from_lines:  # the lines' model is looked at when they have been read
+        restrictions.check_model(spec.model, caller.role)
+    runs_here = (spec.cloud or "local") == "local"
+    restrictions.check_engine_args(spec.engine_args, caller.role, runs_here=runs_here)
+    if spec.input_url is not None:
+        restrictions.check_input_url(
+            spec.input_url,
+            caller.role,
+            allowed=services.settings.input_url_prefixes,
+            store_url=services.objects.url,
+        )
 
 
 async def request_cancel(services: Services, job_id: str, *, actor: str) -> None:

@@ -152,22 +152,26 @@ class ModelShape:
         return (full + windowed) * self.kv_bytes_per_token_layer(kv_bits)
 
 
-def shape_of(model: str, *, fetch: Callable[[str], str] | None = None) -> ModelShape:
+def shape_of(
+    model: str, *, fetch: Callable[[str], str] | None = None, may_be_file: bool = True
+) -> ModelShape:
     """Find the shape of `model`: a folder, a GGUF file, a name of the table, or a hub id.
 
     Args:
         model: as the user named it.
+        may_be_file: whether it may name a file or folder of this machine's: not where another one's user named it.
         fetch: returns the text of a hub model's `config.json`; without it only local files and the table are read.
 
     Raises:
         NotFound: no such folder, and the table has no such name (near names are suggested).
         InvalidInput: the config or header cannot be read.
     """
-    path = Path(model).expanduser()
-    if path.suffix.lower() == ".gguf":
-        return shape_from_gguf(path)
-    if path.is_dir():
-        return shape_from_folder(path)
+    if may_be_file:
+        path = Path(model).expanduser()
+        if path.suffix.lower() == ".gguf":
+            return shape_from_gguf(path)
+        if path.is_dir():
+            return shape_from_folder(path)
     known = known_models()
     found = _in_table(model)
     if found is not None:

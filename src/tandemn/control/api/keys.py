@@ -31,11 +31,12 @@ async def list_keys(services: ServicesNow) -> KeyList:
 async def rotate(name: str, services: ServicesNow, caller: CallerNow) -> KeyMade:
     new = tokens.new_key()
     record = await services.database.run(keys.rotate, name, new, now=services.clock.now(), actor=caller.name)
+    await services.open_requests.cut_off(services.database)
     return key_made(record, new)
 
 
 @router.post("/{name}/revoke")
 async def revoke(name: str, services: ServicesNow, caller: CallerNow) -> KeyView:
-    return key_view(
-        await services.database.run(keys.revoke, name, now=services.clock.now(), actor=caller.name)
-    )
+    record = await services.database.run(keys.revoke, name, now=services.clock.now(), actor=caller.name)
+    await services.open_requests.cut_off(services.database)
+    return key_view(record)

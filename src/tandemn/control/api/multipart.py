@@ -13,8 +13,11 @@ from tandemn.errors import InvalidInput
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-#: The other fields of an upload are a few words each.
+#: The other fields of an upload are a few words each, and few.
 FIELD_BYTES = 64 * 1024
+FIELDS = 32
+#: Name and value of one header of a part.
+HEADER_BYTES = 8 * 1024
 _UNSAFE = re.compile(r"[^\w.\- ()+@=,]")
 
 
@@ -75,13 +78,21 @@ class FileUpload:
 
     def _on_header_name(self, data: bytes, start: int, end: int) -> None:
         self._header_name += data[start:end]
+        self._check_header()
 
     def _on_header_value(self, data: bytes, start: int, end: int) -> None:
         self._header_value += data[start:end]
+        self._check_header()
 
     def _header_end(self) -> None:
+        if len(self._headers) >= FIELDS:
+            raise InvalidInput("a part of the form has too many headers", code="invalid_request")
         self._headers[self._header_name.lower()] = self._header_value
         self._header_name = self._header_value = b""
+
+    def _check_header(self) -> None:
+        if len(self._header_name) + len(self._header_value) > HEADER_BYTES:
+            raise InvalidInput("a header of the form is too long", code="invalid_request")
 
     def _headers_finished(self) -> None:
         _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
@@ -92,6 +103,8 @@ class FileUpload:
             given = options.get(b"filename", b"upload.jsonl").decode(errors="replace")
             self.filename = _UNSAFE.sub("_", given.rpartition("/")[2])[:255] or "upload.jsonl"
         else:
+            if len(self.fields) >= FIELDS:
+                raise InvalidInput("the form has too many fields", code="invalid_request")
             self._field = name
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:

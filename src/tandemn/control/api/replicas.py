@@ -157,6 +157,8 @@ async def lease(
             return protocol.LeaseReply()
         await services.pulse.wait(replica.job_id, min(left, POLL_S))
         replica = await services.database.run(replicas.get, replica.replica_id)
+        if replica.state.has_ended:
+            return protocol.LeaseReply(orders="stop")
 
 
 async def _described(
@@ -192,7 +194,7 @@ async def _input_url(services: Services, job: JobRecord, replica: ReplicaRecord)
 
 @router.get("/input")
 async def read_input(replica: CallingReplica, services: ServicesNow, wanted: RangeHeader = "") -> Response:
-    job = await services.database.run(jobs.get, replica.job_id)
+    job = await _unfinished(services, replica)
     store, name = input_of(services, job)
     return await _ranged(store, name, wanted)
 
@@ -202,7 +204,16 @@ async def read_object(
     name: str, replica: CallingReplica, services: ServicesNow, wanted: RangeHeader = ""
 ) -> Response:
     _check_name(replica, name, ("parts/",))
+    await _unfinished(services, replica)
     return await _ranged(services.objects, name, wanted)
+
+
+async def _unfinished(services: Services, replica: ReplicaRecord) -> JobRecord:
+    """Read the replica's job. Raises LeaseLost where it has ended: what there is of it is not the replica's any more."""
+    job = await services.database.run(jobs.get, replica.job_id)
+    if job.state.has_ended:
+        raise LeaseLost(f"job {job.job_id} has ended", object_id=job.job_id)
+    return job
 
 
 async def _ranged(store: ObjectStore, name: str, header: str) -> Response:

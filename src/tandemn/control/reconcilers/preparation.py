@@ -14,18 +14,20 @@ import structlog
 from tandemn.batch.input_process import load_index, validate_input
 from tandemn.batch.split import chunk_size, split
 from tandemn.control import advice, names
+from tandemn.control.access.restrictions import check_model
 from tandemn.control.cost import SHUTDOWN_S
 from tandemn.control.inputs import input_of
 from tandemn.control.operations import check_local
 from tandemn.control.pace import LOCAL_START_S
 from tandemn.control.reconcilers import fleet
-from tandemn.control.store import chunks, events, jobs, replicas
-from tandemn.errors import TandemnError
+from tandemn.control.store import chunks, events, jobs, keys, replicas
+from tandemn.errors import InvalidInput, TandemnError
 from tandemn.events import EventKind
 from tandemn.fleet.engines.adapters import adapters, choose
 from tandemn.fleet.engines.engine import EngineName, EngineSpec
 from tandemn.ledger import budget
 from tandemn.protocol.jobs import JobState, LineErrorView, ReplicaConfig
+from tandemn.protocol.keys import Role
 from tandemn.protocol.replicas import Market
 
 if TYPE_CHECKING:
@@ -62,7 +64,8 @@ async def validate(services: Services, job: JobRecord) -> bool:
         for each in report.errors
     ]
     total = report.error_count
-    mismatch = _mismatch(job, report) if report.is_valid else None
+    role = await services.database.run(keys.role_of, job.owner)
+    mismatch = _mismatch(job, report, role) if report.is_valid else None
     if mismatch:
         problems, total = [mismatch], 1
     refused = mismatch is not None or not report.is_valid
@@ -106,7 +109,7 @@ async def validate(services: Services, job: JobRecord) -> bool:
     return moved
 
 
-def _mismatch(job: JobRecord, report: InputReport) -> LineErrorView | None:
+def _mismatch(job: JobRecord, report: InputReport, role: Role) -> LineErrorView | None:
     """What the Batch API asks of the lines beside their being valid."""
     if job.spec.endpoint is not None and report.url != job.spec.endpoint:
         return LineErrorView(
@@ -123,6 +126,11 @@ def _mismatch(job: JobRecord, report: InputReport) -> LineErrorView | None:
             message=f"every line must name one and the same model in body.model; named here: {named}",
             param="body.model",
         )
+    if job.spec.model_from_lines:
+        try:
+            check_model(report.models[0], role)
+        except InvalidInput as exc:
+            return LineErrorView(line=None, code=exc.code, message=exc.message, param="body.model")
     return None
 
 

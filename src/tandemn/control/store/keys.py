@@ -112,6 +112,12 @@ def get(connection: Connection, name: str) -> KeyRecord:
     return _record(row)
 
 
+def role_of(connection: Connection, owner: str) -> Role:
+    """Say what an owner may do, whose key may be revoked by now; without a key it is this machine's own."""
+    row = _row(connection, owner)
+    return Role(row.role) if row is not None else Role.ADMIN
+
+
 def by_id(connection: Connection, key_id: str) -> KeyRecord | None:
     row = connection.execute(select(api_keys).where(api_keys.c.key_id == key_id)).first()
     return _record(row) if row is not None else None
