@@ -4,6 +4,7 @@ import asyncio
 import json
 import stat
 from dataclasses import replace
+from decimal import Decimal
 
 import pytest
 from aiohttp import web
@@ -13,13 +14,17 @@ from tests.fakes.runpod_api import KEY, RunPodApi
 
 from tandemn.clock import MockClock
 from tandemn.control.reconcilers import deployments as reconciler
+from tandemn.control.reconcilers.deployment_budgets import BudgetKeeper
 from tandemn.control.reconcilers.deployments import Hands
+from tandemn.control.services import Pulse
 from tandemn.control.store import deployments as store
-from tandemn.control.store import events
+from tandemn.control.store import events, meters
 from tandemn.control.store.database import Database
 from tandemn.control.store.deployments import Plans
+from tandemn.control.store.meters import Life
 from tandemn.errors import Conflict, NotFound, Retryable, StaleRecord
 from tandemn.protocol.deployments import BackendState, DeploymentState
+from tandemn.protocol.router import MeterPage, PeriodRead
 from tandemn.serving import lifecycle
 from tandemn.serving.keyring import Keyring, KeyUse
 from tandemn.serving.providers.runpod import RunPod
@@ -346,3 +351,59 @@ async def test_every_change_is_an_event(desk):
     states = [each.data["state"] for each in found if each.kind == "deployment_state"]
     assert (states[-3:], found[-1].service_name) == (["ready", "deleting", "deleted"], "one")
     assert KEY not in repr(found)
+
+
+async def test_over_budget_it_drains_before_its_backends_go_and_its_name_is_free_again(desk):
+    await desk.submit()
+    await desk.steps(DeploymentState.READY)
+    clock, routers = desk.hands.clock, desk.routers
+    over = store.begin_over_budget
+    await desk.database.run(over, "one", "the budget of $1.00 is used up", now=clock.now())
+    await desk.database.run(over, "one", "again", now=clock.now() + 1)
+    record = await desk.record()
+    assert (record.state, record.over_budget_reason) == (
+        DeploymentState.DELETING,
+        "the budget of $1.00 is used up",
+    )
+    # The router lets requests finish, and takes its time: until then the backend stays.
+    routers.faults["delete"] = Retryable("it still answers", code="provider_unavailable")
+    await reconciler.move(desk.hands, "one", "router")
+    await reconciler.move(desk.hands, "one", "serverless")
+    assert desk.fake.left()
+    clock.advance(lifecycle.DRAIN_S)
+    await reconciler.move(desk.hands, "one", "serverless")
+    assert not desk.fake.left()
+    routers.faults.clear()
+    record = await desk.steps(DeploymentState.OVER_BUDGET)
+    assert not desk.left()
+    logged = await desk.database.run(events.of_deployment, "one", after=0, limit=100)
+    assert [each.data["reason"] for each in logged if each.kind == "budget_reached"] == [
+        "the budget of $1.00 is used up"
+    ]
+    assert (await desk.submit()).state is DeploymentState.PLANNED
+
+
+async def test_the_keeper_ends_what_has_spent_its_budget_and_nothing_else(desk):
+    clock = desk.hands.clock
+    spec = SPEC.model_copy(update={"budget_usd": Decimal(1)})
+    await desk.submit(spec)
+    await desk.steps(DeploymentState.READY)
+    keeper = BudgetKeeper(desk.database, clock, Pulse())
+    await keeper.look()
+    assert not (await desk.record()).is_deleting
+    # A dollar of RunPod's L4 is an hour and a half; busy from the beginning on.
+    life = Life(service_name="one", created_at=0.0)
+    page = MeterPage(
+        series="a",
+        backends=[],
+        periods=[PeriodRead(backend="serverless", start=0.0, end=7200.0, peak=1)],
+        next=2,
+        complete_from=0,
+        under_way=[],
+    )
+    await desk.database.run(meters.take, life, page, since=0, now=7200.0)
+    clock.advance(7200.0)
+    await keeper.look()
+    record = await desk.record()
+    assert record.is_deleting
+    assert "the budget of $1.00 is used up" in str(record.over_budget_reason)

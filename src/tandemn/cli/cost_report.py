@@ -114,6 +114,7 @@ def deployment_lines(cost: DeploymentCostView) -> list[str]:
         ("tokens", f"{_or_dash(cost.usd_per_million_tokens)} per million"),
         ("instead", f"{_instead(cost.against_serverless)} all serverless"),
         ("", f"{_instead(cost.against_on_demand)} all on demand"),
+        ("budget", _or_dash(cost.budget_usd)),
         ("metered", _moment(cost.metered_at)),
         ("left out", ", ".join(cost.left_out)),
     ]

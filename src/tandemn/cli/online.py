@@ -117,7 +117,7 @@ def _is_done(status: DeploymentStatus) -> bool:
     if status.state in _USABLE:
         serving = [each for each in status.backends if each.state in {"ready", "idle"}]
         return all(each.is_current or each.code is not None for each in serving)
-    return status.state in {DeploymentState.FAILED, DeploymentState.DELETING, DeploymentState.DELETED}
+    return status.state.has_ended or status.state in {DeploymentState.FAILED, DeploymentState.DELETING}
 
 
 def _check_usable(status: DeploymentStatus) -> None:
@@ -158,4 +158,4 @@ async def _answering(client: UserClient, status: DeploymentStatus, show: Steps) 
 
 
 def _has_ended(status: DeploymentStatus) -> bool:
-    return status.state in {DeploymentState.FAILED, DeploymentState.DELETING, DeploymentState.DELETED}
+    return status.state.has_ended or status.state in {DeploymentState.FAILED, DeploymentState.DELETING}

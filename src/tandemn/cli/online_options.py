@@ -69,7 +69,7 @@ SpotTtftLimit = Annotated[
 ]
 
 #: Parameters that are fields of the spec; the policy's four come beside them.
-FIELDS = frozenset(DeploymentSpec.model_fields) - {"scaling", "engine_args"}
+FIELDS = frozenset(DeploymentSpec.model_fields) - {"scaling", "engine_args", "budget_usd"}
 
 
 def spec_of(
@@ -86,6 +86,8 @@ def spec_of(
         InvalidInput: a flag or a line of the policy is wrong; the message names it.
     """
     fields = {name: flags[name] for name in FIELDS if flags.get(name) not in (None, False)}
+    if flags.get("budget") is not None:
+        fields["budget_usd"] = flags["budget"]
     if engine_args:
         fields["engine_args"] = tuple(engine_args)
     policy = _policy(flags["scaling_policy"]) if flags.get("scaling_policy") is not None else None

@@ -16,7 +16,6 @@ JOB_FLAGS: dict[str, str | None] = {
     "on_demand": "--serverless-only does without spot",
     "chunk_size": None,
     "engine": None,
-    "budget": None,
     "priority": None,
     "advisor": None,
     "persist": "spot.min_replicas of --scaling-policy, or --no-scale-to-zero",

@@ -34,6 +34,7 @@ from tandemn.control.embedded_redis import EmbeddedRedis
 from tandemn.control.leadership import Leadership, LeaderTask, this_process, while_leading
 from tandemn.control.providers import Providers
 from tandemn.control.reconcilers.billing import BillReader
+from tandemn.control.reconcilers.deployment_budgets import BudgetKeeper
 from tandemn.control.reconcilers.deployment_supervisor import DeploymentSupervisor
 from tandemn.control.reconcilers.deployments import Hands
 from tandemn.control.reconcilers.metering import MeterReader
@@ -145,8 +146,9 @@ def leader_tasks(services: Services) -> Sequence[LeaderTask]:
     """
     meter = MeterReader(services.database, services.keyring, services.clock)
     hands = _hands(services, meter)
+    budgets = BudgetKeeper(services.database, services.clock, services.online)
     bills = BillReader(services.database, services.clock, services.providers.provider)
-    return [Supervisor(services), DeploymentSupervisor(hands, services.online), meter, bills]
+    return [Supervisor(services), DeploymentSupervisor(hands, services.online), meter, bills, budgets]
 
 
 @asynccontextmanager

@@ -17,6 +17,7 @@ from tandemn.protocol.cost import DeploymentCostView, DifferenceView, RouteView,
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from decimal import Decimal
 
     from sqlalchemy import Connection
 
@@ -41,11 +42,22 @@ Priced = tuple[Metered, DeploymentCost]
 
 def of(connection: Connection, record: DeploymentRecord, *, now: float) -> DeploymentCostView:
     """Say what one deployment has cost."""
+    logged = _logged(connection, record)
+    return view(logged, of_life(connection, logged, now=now), budget_usd=record.spec.budget_usd)
+
+
+def priced(connection: Connection, record: DeploymentRecord, *, now: float) -> DeploymentCost:
+    """Price one deployment, for a decision."""
+    return of_life(connection, _logged(connection, record), now=now)[1]
+
+
+def _logged(connection: Connection, record: DeploymentRecord) -> LoggedLife:
     logged = events.of_kinds(connection, COST_EVENTS, service_name=record.service_name)
-    mine = [each for each in logged if each.at >= record.created_at]
-    life = Life(service_name=record.service_name, created_at=record.created_at)
-    found = LoggedLife(life=life, owner=record.owner, events=mine)
-    return view(found, of_life(connection, found, now=now))
+    return LoggedLife(
+        life=Life(service_name=record.service_name, created_at=record.created_at),
+        owner=record.owner,
+        events=[each for each in logged if each.at >= record.created_at],
+    )
 
 
 def lives(connection: Connection, *, owner: str | None = None) -> list[LoggedLife]:
@@ -76,7 +88,7 @@ def of_life(connection: Connection, logged: LoggedLife, *, now: float) -> Priced
     return metered, cost
 
 
-def view(logged: LoggedLife, priced: Priced) -> DeploymentCostView:
+def view(logged: LoggedLife, priced: Priced, *, budget_usd: Decimal | None = None) -> DeploymentCostView:
     """Show it as `tandemn cost` has it."""
     metered, cost = priced
     gone = [log.gone_at for log in backend_logs(logged.events).values()]
@@ -93,6 +105,7 @@ def view(logged: LoggedLife, priced: Priced) -> DeploymentCostView:
         usd_per_million_tokens=amount(cost.usd_per_million_tokens),
         against_serverless=_savings(cost.against_serverless),
         against_on_demand=_savings(cost.against_on_demand),
+        budget_usd=budget_usd,
         differences=[_difference(each) for each in cost.spending.differences],
         metered_at=metered.read_at,
         notes=_notes(metered, cost),

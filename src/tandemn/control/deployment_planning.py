@@ -11,6 +11,7 @@ from tandemn.control.planning import SKYPILOT_CATALOGS
 from tandemn.control.store import deployments
 from tandemn.control.store.deployments import Plans, changed_fields
 from tandemn.errors import InvalidInput, MissingDependency, NotFound, TandemnError
+from tandemn.ledger import budget
 from tandemn.placement.catalog.gpus import gpu_named
 from tandemn.placement.catalog.skypilot import load_offers
 from tandemn.placement.deployments import DeploymentOption, deployment_options, to_json
@@ -94,6 +95,9 @@ async def plan(
         notes = [*notes, str(exc)]
     host = await services.providers.host(host_name(spec))
     plans = Plans(backends=backends, router=host.plan(spec))
+    if not force:
+        prices = [each.usd_per_hour for each in (*plans.backends.values(), host.plan(spec))]
+        budget.check_prices(prices, budget_usd=spec.budget_usd)
     view = _view(spec, plans, choice, record)
     more = {"warnings": [*view.warnings, *notes], "options": to_json(options)}
     return Planned(spec=spec, plans=plans, view=view.model_copy(update=more))

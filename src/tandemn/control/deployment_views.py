@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tandemn.control.store.deployments import why
 from tandemn.protocol.deployments import (
     BackendReplicaView,
     BackendView,
@@ -11,7 +12,6 @@ from tandemn.protocol.deployments import (
     DeploymentSummary,
     RouterView,
 )
-from tandemn.serving import lifecycle
 
 if TYPE_CHECKING:
     from tandemn.control.store.deployments import DeploymentRecord
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def status(record: DeploymentRecord) -> DeploymentStatus:
     """Everything about a deployment that `tandemn status` shows."""
-    reason, code = lifecycle.why(record.parts)
+    reason, code = why(record)
     return DeploymentStatus(
         service_name=record.service_name,
         owner=record.owner,
@@ -44,7 +44,7 @@ def summary(record: DeploymentRecord) -> DeploymentSummary:
         service_name=record.service_name,
         owner=record.owner,
         state=record.state,
-        reason=lifecycle.why(record.parts)[0],
+        reason=why(record)[0],
         model=record.spec.model,
         gpu=record.spec.gpu,
         endpoint=endpoint_of(record),

@@ -15,6 +15,8 @@ from tandemn.errors import Infeasible
 from tandemn.prices import usd
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from tandemn.ledger.figures import Figure
 
 _SECONDS_PER_HOUR = Decimal(3600)
@@ -67,6 +69,20 @@ def decide(spent: Figure, usd_per_hour: Figure, *, budget_usd: Decimal | None, s
     if budget_usd is not None and (unknown := max(spent.unknown, usd_per_hour.unknown)):
         reason += f" (beside {unknown} of unknown price)"
     return Verdict(advice=advice, reason=reason, spent_usd=spent.at_least, usd_per_hour=usd_per_hour.at_least)
+
+
+def check_prices(prices: Iterable[Decimal | None], *, budget_usd: Decimal | None) -> None:
+    """Refuse what a budget could not be kept for: something in it has no known price.
+
+    Raises:
+        Infeasible: a price is None.
+    """
+    if budget_usd is not None and any(price is None for price in prices):
+        raise Infeasible(
+            "the price of something in this plan is not known, so the budget could not be kept",
+            param="budget_usd",
+            next_step="choose what has a known price, or leave --budget out",
+        )
 
 
 def check_plan(

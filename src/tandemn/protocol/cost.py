@@ -103,6 +103,7 @@ class DeploymentCostView(FigureView):
     """Over tokens read and written."""
     against_serverless: SavingsView
     against_on_demand: SavingsView
+    budget_usd: Decimal | None = None
     differences: list[DifferenceView] = []
     metered_at: float | None = None
     """When the router's meter was read last; None: never."""

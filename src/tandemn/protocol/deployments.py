@@ -32,11 +32,13 @@ class DeploymentState(StrEnum):
     DELETING = "deleting"
     DELETED = "deleted"
     FAILED = "failed"
+    OVER_BUDGET = "over_budget"
+    """Its budget is used up, and all of it is gone."""
 
     @property
     def has_ended(self) -> bool:
         """Whether nothing of it is left; a failed one may still have backends to delete."""
-        return self is DeploymentState.DELETED
+        return self in {DeploymentState.DELETED, DeploymentState.OVER_BUDGET}
 
 
 class BackendState(StrEnum):
@@ -119,6 +121,8 @@ class DeploymentSpec(_Strict):
     """The endpoint asks for no key; its backends still do."""
     spot_ttft_limit: float | None = Field(default=None, gt=0, le=LONGEST_S, allow_inf_nan=False)
     """TTFT of spot beyond which requests overflow, in seconds; None: three times serverless's, at least 2 s."""
+    budget_usd: Decimal | None = Field(default=None, gt=0, le=1_000_000_000, allow_inf_nan=False)
+    """When this is spent, requests under way are finished and everything is taken down."""
     engine_args: tuple[str, ...] = ()
     """Passed to the engine unread (what follows `--` on the command line)."""
     scaling: ScalingPolicy = ScalingPolicy()

@@ -46,7 +46,10 @@ FAILED_LOOKS = 20
 STARTUP_FAILED = "startup_failed"
 
 #: What an update can change in place, by field of the spec; the rest makes it another deployment.
-CHANGEABLE = frozenset({"scaling", "max_model_len", "workers_max", "spot_ttft_limit"})
+CHANGEABLE = frozenset({"budget_usd", "scaling", "max_model_len", "workers_max", "spot_ttft_limit"})
+
+#: How long the backends of a deployment over its budget stay for the requests under way, in seconds.
+DRAIN_S = 30.0
 
 #: A request could be answered: an idle one starts for it.
 SERVING = frozenset({BackendState.READY, BackendState.IDLE})
@@ -215,13 +218,18 @@ def replanned(part: Part[PlanT], plan: PlanT) -> Part[PlanT]:
 
 
 def deployment_state(
-    backends: Sequence[Backend], router: Router | None, *, is_deleting: bool
+    backends: Sequence[Backend],
+    router: Router | None,
+    *,
+    is_deleting: bool,
+    is_over_budget: bool = False,
 ) -> DeploymentState:
     """Fold the parts' states: the endpoint is usable as soon as its router and one backend are."""
     parts: list[Backend | Router] = [*backends, *([router] if router is not None else [])]
     if is_deleting:
         is_gone = all(part.state is BackendState.DELETED for part in parts)
-        return DeploymentState.DELETED if is_gone else DeploymentState.DELETING
+        ended = DeploymentState.OVER_BUDGET if is_over_budget else DeploymentState.DELETED
+        return ended if is_gone else DeploymentState.DELETING
     if _has_failed(router) or all(_has_failed(backend) for backend in backends):
         return DeploymentState.FAILED
     if any(backend.state in SERVING for backend in backends) and (router is None or router.state in SERVING):

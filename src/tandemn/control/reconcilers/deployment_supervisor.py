@@ -15,7 +15,6 @@ from tandemn.control.reconcilers import deployments as reconciler
 from tandemn.control.store import deployments
 from tandemn.control.store.parts import ROUTER
 from tandemn.errors import Retryable, TandemnError
-from tandemn.protocol.deployments import DeploymentState
 
 if TYPE_CHECKING:
     from tandemn.control.reconcilers.deployments import Hands
@@ -155,7 +154,7 @@ class DeploymentSupervisor:
     async def _forget_keys(self, service_name: str) -> None:
         """Remove the keys of a deployment that is gone."""
         record = await self._hands.database.run(deployments.get, service_name)
-        if record.state is DeploymentState.DELETED:
+        if record.state.has_ended:
             self._hands.keyring.forget(service_name)
             self._pushing.pop(service_name, None)
 

@@ -77,7 +77,8 @@ async def _move(
     act: Callable[[Hands, DeploymentRecord, Part[PlanT], Action], Awaitable[Part[PlanT]]],
 ) -> float | None:
     name, now = record.service_name, hands.clock.now()
-    action = lifecycle.decide(known.part, is_deleting=record.is_deleting, now=now)
+    is_deleting = record.is_deleting and (known.part.name == ROUTER or not record.is_draining(now))
+    action = lifecycle.decide(known.part, is_deleting=is_deleting, now=now)
     if action is Action.NOTHING:
         return known.part.not_before
     try:

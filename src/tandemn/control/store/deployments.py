@@ -34,11 +34,19 @@ class DeploymentRecord:
     updated_at: float
     old_key_until: float | None
     owner: str
+    over_budget_at: float | None = None
+    over_budget_reason: str | None = None
 
     @property
     def parts(self) -> list[Backend | Router]:
         found: list[Backend | Router] = [each.part for each in self.backends]
         return found + ([self.router.part] if self.router is not None else [])
+
+    def is_draining(self, now: float) -> bool:
+        """Whether its backends stay a while for the requests that the router lets finish."""
+        if self.over_budget_at is None or now >= self.over_budget_at + lifecycle.DRAIN_S:
+            return False
+        return self.router is not None and self.router.part.state is not BackendState.DELETED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +82,7 @@ def submit(
     """
     _lock(connection, spec.service_name)
     found = _row(connection, spec.service_name)
-    if found is None or found["state"] == DeploymentState.DELETED:
+    if found is None or DeploymentState(found["state"]).has_ended:
         if is_update:
             raise _not_found(spec.service_name)
         return _create(connection, spec, plans, now, caller)
@@ -124,7 +132,7 @@ def find(
         Conflict: the caller does not see it (`name_taken`).
     """
     row = _row(connection, service_name)
-    if row is None or row["state"] == DeploymentState.DELETED:
+    if row is None or DeploymentState(row["state"]).has_ended:
         return None
     _check_owner(row, caller)
     return _record(connection, row)
@@ -192,6 +200,29 @@ def begin_deleting(
     return get(connection, service_name)
 
 
+def begin_over_budget(connection: Connection, service_name: str, reason: str, *, now: float) -> None:
+    """Record that its budget ended a deployment: it drains, then all of it is deleted. Safe to repeat."""
+    _lock(connection, service_name)
+    record = get(connection, service_name)
+    if record.is_deleting:
+        return
+    connection.execute(
+        update(deployments)
+        .where(deployments.c.service_name == service_name)
+        .values(is_deleting=True, over_budget_at=now, over_budget_reason=reason)
+    )
+    events.append(
+        connection,
+        EventKind.BUDGET_REACHED,
+        now=now,
+        service_name=service_name,
+        reason=reason,
+        budget_usd=None if record.spec.budget_usd is None else str(record.spec.budget_usd),
+    )
+    parts.hurry(connection, service_name)
+    fold(connection, service_name, now)
+
+
 def keep_old_key(
     connection: Connection,
     service_name: str,
@@ -243,10 +274,13 @@ def fold(connection: Connection, service_name: str, now: float) -> None:
     record = get(connection, service_name)
     router = record.router.part if record.router is not None else None
     state = lifecycle.deployment_state(
-        [each.part for each in record.backends], router, is_deleting=record.is_deleting
+        [each.part for each in record.backends],
+        router,
+        is_deleting=record.is_deleting,
+        is_over_budget=record.over_budget_at is not None,
     )
     if state is not record.state:
-        reason, code = lifecycle.why(record.parts)
+        reason, code = why(record)
         events.append(
             connection,
             EventKind.DEPLOYMENT_STATE,
@@ -261,6 +295,13 @@ def fold(connection: Connection, service_name: str, now: float) -> None:
         .where(deployments.c.service_name == service_name)
         .values(state=state.value, updated_at=now)
     )
+
+
+def why(record: DeploymentRecord) -> tuple[str | None, str | None]:
+    """Return reason and code of the deployment's state."""
+    if record.over_budget_reason is not None:
+        return record.over_budget_reason, "over_budget"
+    return lifecycle.why(record.parts)
 
 
 def refuse_other(record: DeploymentRecord, spec: DeploymentSpec, *, is_update: bool) -> None:
@@ -398,7 +439,7 @@ def _replacement_needed(record: DeploymentRecord, what: str) -> Conflict:
 
 
 def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+    return "--budget" if name == "budget_usd" else f"--{name.replace('_', '-')}"
 
 
 def _not_found(service_name: str) -> NotFound:
@@ -434,5 +475,7 @@ def _record(connection: Connection, row: RowMapping) -> DeploymentRecord:
         created_at=row["created_at"],
         updated_at=row["updated_at"],
         old_key_until=row["old_key_until"],
+        over_budget_at=row["over_budget_at"],
+        over_budget_reason=row["over_budget_reason"],
         owner=row["owner"],
     )

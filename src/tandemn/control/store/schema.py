@@ -157,6 +157,8 @@ deployments = Table(
     Column("created_at", Float, nullable=False),
     Column("updated_at", Float, nullable=False),
     Column("old_key_until", Float, nullable=True),  # the key before the last rotation is taken until then
+    Column("over_budget_at", Float, nullable=True),  # when its budget ended it
+    Column("over_budget_reason", Text, nullable=True),
     Column("owner", String(64), nullable=False),
     Index(None, "state"),
 )
