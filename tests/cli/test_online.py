@@ -70,7 +70,7 @@ def test_every_flag_reaches_the_control_plane(scripted, tandemn, tmp_path):
     flags = (
         "--gpu-count 4 --serverless-provider runpod --spots-cloud gcp --region r --tp-size 2 --max-model-len 100 "
         "--concurrency 9 --workers-max 5 --cold-start-mode no_fast_boot --no-scale-to-zero --public "
-        "--serverless-only --quantization awq --spot-ttft-limit 1.5 --force --yes"
+        "--serverless-only --quantization awq --spot-ttft-limit 1.5 --budget 2.50 --force --yes"
     )
     result = tandemn(*DEPLOY, *flags.split(), "--scaling-policy", policy, "--", "--seed", "1")
     assert result.code == 0, result.err
@@ -94,6 +94,7 @@ def test_every_flag_reaches_the_control_plane(scripted, tandemn, tmp_path):
         "gcp_region": None,
         "public": True,
         "spot_ttft_limit": 1.5,
+        "budget_usd": "2.50",
         "engine_args": ["--seed", "1"],
         "scaling": {
             "spot": {

@@ -72,7 +72,7 @@ async def plan(
     Raises:
         InvalidInput: nobody can serve it as it is asked for, or nobody is signed in.
         Conflict: the name is taken by a deployment with other settings.
-        Infeasible: the model does not fit the GPU (`does_not_fit`).
+        Infeasible: the model does not fit the GPU (`does_not_fit`), or a budget cannot be kept.
     """
     spec = request.spec
     restrictions.check_model(spec.model, caller.role)
@@ -94,9 +94,10 @@ async def plan(
             raise
         notes = [*notes, str(exc)]
     host = await services.providers.host(host_name(spec))
-    plans = Plans(backends=backends, router=host.plan(spec))
-    if not force:
-        prices = [each.usd_per_hour for each in (*plans.backends.values(), host.plan(spec))]
+    router = host.plan(spec)
+    plans = Plans(backends=backends, router=router)
+    if not request.force:
+        prices = [*(each.usd_per_hour for each in backends.values()), router.usd_per_hour]
         budget.check_prices(prices, budget_usd=spec.budget_usd)
     view = _view(spec, plans, choice, record)
     more = {"warnings": [*view.warnings, *notes], "options": to_json(options)}
