@@ -128,7 +128,7 @@ class Client(asyncio.Protocol):
         self._authorization = b""
         self._exchange: Exchange | None = None
         self._has_message = self._is_head_complete = self._is_message_complete = False
-        self._is_pipelined = False
+        self._is_pipelined = self._is_kept_alive = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
@@ -186,7 +186,7 @@ class Client(asyncio.Protocol):
 
     def finished(self, *, is_kept: bool) -> None:
         """The answer has been written: take the next request, or close."""
-        is_reusable = is_kept and self._is_message_complete and self._parser.should_keep_alive()
+        is_reusable = is_kept and self._is_message_complete and self._is_kept_alive
         self._exchange = None
         self._has_message = self._is_head_complete = self._is_message_complete = False
         self._authorization = b""
@@ -210,6 +210,7 @@ class Client(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self._is_message_complete = True
+        self._is_kept_alive = self._parser.should_keep_alive()
 
 
 class Exchange:
@@ -224,7 +225,7 @@ class Exchange:
         self._is_kept = True
         """The whole body so far is in `_body`."""
         self._is_complete = False
-        self._has_begun = False
+        self._has_begun = self._is_answered = False
         self._upstream: Upstream | None = None
         self._ended: asyncio.Future[bool] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -283,7 +284,7 @@ class Exchange:
                 async with asyncio.timeout(self._door.longest_s):
                     is_reused = await self._try(replica)
             except TimeoutError:
-                if self._ended is None or not self._ended.done():
+                if not self._is_answered:
                     self._give_up()
                 return
             finally:
@@ -331,6 +332,7 @@ class Exchange:
         self._client.transport.write(data)
         if upstream.is_complete and not ended.done():
             # Now, not when the task gets to run: the next request may be here before that.
+            self._is_answered = True
             self._upstream = None
             is_kept = upstream.may_be_kept
             upstream.give_back()

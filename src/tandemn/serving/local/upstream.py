@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 #: Bytes that wait for a slow peer before its source is paused.
 HIGH_WATER = 128 << 10
+#: Idle connections that are kept to a replica: each occupies a thread of llama.cpp's server, busy or not.
+MOST_IDLE = 32
 
 
 class Upstream(asyncio.Protocol):
@@ -31,19 +33,18 @@ class Upstream(asyncio.Protocol):
         self.is_complete = False
         """The answer has come to its end."""
         self.has_begun = False
-        self._is_head = False
-        self._has_length = False
+        self._is_head = self._has_length = self._is_kept_alive = False
         self._parser = httptools.HttpResponseParser(self)
 
     def begin(self, method: bytes) -> None:
         """A request is about to be sent."""
-        self.is_complete = self.has_begun = self._has_length = False
+        self.is_complete = self.has_begun = self._has_length = self._is_kept_alive = False
         self._is_head = method == b"HEAD"
 
     @property
     def may_be_kept(self) -> bool:
         """Whether the connection can carry another request after this answer."""
-        return self.is_complete and not self._is_head and self._parser.should_keep_alive()
+        return self.is_complete and self._is_kept_alive
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are no subclass of asyncio's.
@@ -94,7 +95,8 @@ class Upstream(asyncio.Protocol):
 
     def give_back(self) -> None:
         """The answer is complete: keep the connection where that can be."""
-        if not self.may_be_kept or self.transport.is_closing():
+        is_surplus = len(self.replica.idle) >= MOST_IDLE
+        if is_surplus or not self.may_be_kept or self.transport.is_closing():
             self.drop()
             return
         self.on_data = self.on_lost = self.on_paused = None
@@ -118,6 +120,9 @@ class Upstream(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         if self._parser.get_status_code() >= 200:
+            # Asked here: the parser forgets the headers with the message. An answer to HEAD never gets here, as
+            # it waits for a body: that connection is not kept.
+            self._is_kept_alive = self._parser.should_keep_alive()
             self.is_complete = True
 
 
