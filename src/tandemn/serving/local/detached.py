@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 SAME_START_S = 0.02
 #: What ends by itself within this time, in seconds, has not started well.
 YOUNG_S = 5.0
+#: A log greater than this, in bytes, is put aside when the process starts.
+LOG_BYTES = 10_000_000
 #: Tries for a lock that somebody may hold just to look, and the wait between them in seconds.
 LOCK_TRIES, LOCK_WAIT_S = 5, 0.01
 
@@ -57,6 +59,7 @@ class Detached:
             return False
         try:
             self._log.parent.mkdir(parents=True, exist_ok=True)
+            self._put_log_aside()
             with self._log.open("ab") as log:
                 # A session of its own and nothing inherited but the lock: it must neither die with a terminal
                 # nor hold open the pipe of whoever captures our output.
@@ -111,6 +114,12 @@ class Detached:
         if process is not None:
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
+
+    def _put_log_aside(self) -> None:
+        """Keep the log from growing for ever; one older log is kept."""
+        with suppress(FileNotFoundError):
+            if self._log.stat().st_size > LOG_BYTES:
+                self._log.replace(self._log.with_suffix(".log.1"))
 
     def _recorded(self) -> psutil.Process | None:
         record = self._read_record()

@@ -92,7 +92,7 @@ class Fleet:
             while await self._follow_orders():
                 self._take_notices()
                 for backend in self._backends.values():
-                    backend.step(self.clock.now())
+                    self._step(backend)
                 self._report()
                 self._awake.clear()
                 try:
@@ -105,6 +105,12 @@ class Fleet:
             self._backends.clear()
             self._report()
             self._folder.forget_process()
+
+    def _step(self, backend: Backend) -> None:
+        try:
+            backend.step(self.clock.now())
+        except Exception as exc:  # noqa: BLE001 - a supervisor: a fault of ours must not end what serves
+            _log.error("a step failed", market=backend.market, error=str(exc), exc_info=exc)
 
     def _end(self) -> None:
         self._is_told_to_end = True

@@ -11,6 +11,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import msgspec
+import structlog
 
 from tandemn.protocol.replicas import Market
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 RECENT_BYTES = 64 << 10
 #: Seconds of an hour, for prices.
 _HOUR_S = 3600
+
+_log = structlog.get_logger()
 
 
 class _Begun(msgspec.Struct, kw_only=True, tag="begun"):
@@ -110,8 +113,12 @@ class LifetimeLog:
         return seconds, usd
 
     def _append(self, line: _Begun | _Ended) -> None:
-        with self.path.open("ab") as file:
-            file.write(msgspec.json.encode(line) + b"\n")
+        try:
+            with self.path.open("ab") as file:
+                file.write(msgspec.json.encode(line) + b"\n")
+        except OSError as exc:
+            # A full disk must not end the service.
+            _log.error("a lifetime was not written", replica=line.replica_id, error=exc.strerror)
 
     def _lines(self, last_bytes: int | None = None) -> Iterator[_Begun | _Ended]:
         decoder = msgspec.json.Decoder(_Begun | _Ended)
