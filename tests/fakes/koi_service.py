@@ -67,7 +67,7 @@ class Service:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._contract = Contract()
-        self._refused = 0
+        self._callbacks = 0
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=16 << 20)
@@ -105,10 +105,9 @@ class Service:
         faults = await self._note(request)
         if faults:
             return web.json_response({"detail": faults}, status=422)
-        refuse = self._behaviour().get("refuse_callbacks", 0)
-        # Of every so many, one is taken.
-        self._refused += 1
-        if refuse and self._refused % (refuse + 1):
+        self._callbacks += 1
+        # Of every so many, one is not taken now.
+        if self._callbacks % self._behaviour().get("refuse_every", 1_000_000) == 0:
             return web.json_response({"status": "in_flight"}, status=503)
         return web.json_response({"status": "ok"})
 
@@ -127,9 +126,11 @@ class Service:
                 # The beginning at once, the end never: what counts is the last byte.
                 response = web.StreamResponse(headers={"Content-Type": "application/json"})
                 await response.prepare(request)
-                for character in json.dumps(answer):
-                    await response.write(character.encode())
-                    await asyncio.sleep(0.2)
+                with suppress(ConnectionError):  # it is not waited for
+                    for character in json.dumps(answer):
+                        await response.write(character.encode())
+                        await asyncio.sleep(0.2)
+                return response
             case "500":
                 return web.json_response({"detail": "the model is down"}, status=500)
             case "html":

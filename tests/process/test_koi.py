@@ -10,6 +10,7 @@ from tests.fakes.koi_service import GOOD, FakeKoi
 from tests.process import traces, watch
 from tests.process.conftest import built
 from tests.process.house import House, chat_lines
+from tests.process.scene import begin, end
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,7 +101,7 @@ def test_of_no_use_a_job_runs_as_without_it_and_says_why(advised, koi, here, rec
     said = here(advised, "status", jobs["hanging"]).stdout
     assert "did not answer within 1 s" in said
     assert "[koi_timeout]" in said
-    assert {line["path"] for line in koi.journal()} == {"/decide"}, "no redirect was followed"
+    assert not koi.journal("/elsewhere"), "no redirect was followed"
     assert [line["faults"] for line in koi.journal() if line["faults"]] == []
 
 
@@ -183,3 +184,78 @@ def test_without_koi_there_is_no_trace_of_it(house, here):
     wished = traces.ended(house, deployed(here, house, "--advisor", "koi"))
     assert wished["state"] == "completed"
     assert wished["koi"]["code"] == "koi_not_set_up"
+
+
+def told_of(house: House, job: str) -> list[str]:
+    """The ids of what Koi is to be told of the job, by its events, in order; signs of life aside."""
+    expected, called = [], set()
+    for event in watch.events(house, job):
+        replica = event["replica_id"]
+        match event["kind"]:
+            case "replica_called":
+                called.add(replica)
+                expected += [f"{replica}:config_attempted", f"{replica}:job_launching"]
+            case "replica_ready":
+                expected.append(f"{replica}:job_started")
+            case "replica_ended" if event["reason_code"] and replica in called:
+                expected.append(f"{replica}:replica_failed")
+            case "replica_ended" if event["reason_code"] not in {None, "killed"}:
+                expected.append(f"{replica}:config_attempted")
+            case "job_ended":
+                expected.append(f"{job}:job_complete")
+    return expected
+
+
+def test_koi_hears_everything_in_order_whatever_dies(tmp_path, record_property):
+    """Preemption, a loss on demand, a kill, a swap; Koi does not take one of three, is down for a while, and so is the
+    control plane.
+    """
+    with (
+        FakeKoi(tmp_path / "koi") as koi,
+        built(KOI_SERVICE_URL=koi.url, TANDEMN_KOI_HEARTBEAT_S="0.5", TANDEMN_FLUSH_S="0.5") as house,
+    ):
+        koi.behave(refuse_every=3)
+        engine = ("--slots", "8", "--decode-step-s", "0.02", "--load-s", "1.2")
+        job = begin(house, 4000, "--replicas", "2", "--advisor", "koi", "--chunk-size", "50", engine=engine)
+        house.wait_for(lambda: len(watch.computing(house, job)) == 2)
+        watch.kill(watch.computing(house, job)[0]["pid"])
+        house.wait_for(lambda: watch.replicas(house, job, "preempted"))
+        watch.ask(house, "POST", f"{job}/add", replicas=1, on_demand=True)
+        lost = house.wait_for(
+            lambda: [each for each in watch.computing(house, job) if each["config"]["market"] == "on-demand"]
+        )[0]
+        koi.stop()
+        watch.kill(lost["pid"])
+        house.wait_for(lambda: watch.replicas(house, job, "failed"))
+        watch.ask(house, "POST", f"{job}/swap", gpu="L40S", replicas=1)
+        house.wait_for(lambda: watch.status(house, job)["swap"]["state"] == "done")
+        waited = watch.query(house, "SELECT event_id, tries FROM outbox ORDER BY seq")
+        assert len(waited) > 3, "kept while Koi is down"
+        watch.kill_server(house)
+        koi.start()
+        assert house.run("server", "start").returncode == 0
+        house.wait_for(lambda: len(watch.computing(house, job)) >= 1)
+        killed = watch.computing(house, job)[0]["replica_id"]
+        watch.ask(house, "POST", f"{job}/kill", replicas=[killed])
+        house.wait_for(lambda: watch.replicas(house, job, "killed"))
+        end(house, job, 4000)
+        house.wait_for(lambda: not watch.query(house, "SELECT seq FROM outbox"))
+
+        expected = told_of(house, job)
+        got = [line for line in koi.journal() if line["path"] != "/decide"]
+        assert [line["faults"] for line in got if line["faults"]] == [], "each is as the contract says"
+        first = list(dict.fromkeys(line["body"]["event_id"] for line in got))
+        assert [each for each in first if "launch_heartbeat" not in each] == expected, "all, in order"
+        assert any("launch_heartbeat" in each for each in first)
+        bodies = {json.dumps(line["body"], sort_keys=True) for line in got}
+        assert len(bodies) == len(first), "the same words in every try"
+        assert len(got) > len(first), "some were tried again"
+        failures = [line["body"] for line in koi.journal("/job/replica-failed")]
+        assert {each["reason_code"] for each in failures} == {"spot_preemption", "unknown", "killed"}
+        assert {each["decision_id"] for each in failures} == {"dec-1"}
+        assert not watch.events(house, job, "koi_callback_dropped")
+        assert koi.journal("/job/complete")[-1]["body"]["status"] == "cancelled"
+        started = {line["body"]["event_id"]: line["body"] for line in koi.journal("/job/started")}
+        assert [each["is_fallback"] for each in started.values() if each["gpu_type"] == "L40S"] == [True]
+        record_property("told", len(first))
+        record_property("received", len(got))

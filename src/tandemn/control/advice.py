@@ -85,6 +85,7 @@ async def follow_locally(
         output_tokens: mean of an answer.
     """
     spec = job.spec
+    input_tokens = job.statistics.get("prompt_chars", {}).get("mean", 0.0) / CHARACTERS_PER_TOKEN
     gpu = "cpu" if spec.gpu in {None, "auto"} else str(spec.gpu)
     asked = await ask(
         services,
@@ -94,23 +95,34 @@ async def follow_locally(
         ),
         job_id=job.job_id,
         requests=job.requests,
-        input_tokens=job.statistics.get("prompt_chars", {}).get("mean", 0.0) / CHARACTERS_PER_TOKEN,
+        input_tokens=input_tokens,
         output_tokens=output_tokens,
     )
     if asked is None:
         return own, None
+    expected_tokens = round(job.requests * (input_tokens + output_tokens))
+    theirs, told = await _weigh_locally(services, job, asked, choose)
+    told = told.model_copy(update={"expected_tokens": expected_tokens})
+    return (theirs if theirs is not None and told.is_followed else own), told
+
+
+async def _weigh_locally(
+    services: Services,
+    job: JobRecord,
+    asked: Recommendation | Unused,
+    choose: Callable[[JobRecord], Awaitable[T]],
+) -> tuple[T | None, KoiAdvice]:
     if isinstance(asked, Unused):
-        return own, weighing.unused(asked)
-    choice = asked.choice
+        return None, weighing.unused(asked)
+    spec, choice = job.spec, asked.choice
     try:
         _check_slots(choice, services.settings.local_slots)
         theirs = await choose(replace(job, spec=overridden(spec, choice).model_copy(update={"force": False})))
     except (Infeasible, InvalidInput) as exc:
-        return own, weighing.unused(weighing.why_not(exc, choice), asked)
-    is_followed = spec.advisor == "koi"
-    advice = weighing.feasible(
+        return None, weighing.unused(weighing.why_not(exc, choice), asked)
+    return theirs, weighing.feasible(
         asked,
-        is_followed=is_followed,
+        is_followed=spec.advisor == "koi",
         expected_usd=None,
         alternatives=[
             KoiAlternative(
@@ -122,7 +134,6 @@ async def follow_locally(
             for each in asked.alternatives
         ],
     )
-    return (theirs if is_followed else own), advice
 
 
 def _check_slots(choice: Choice, slots: int) -> None:

@@ -30,6 +30,7 @@ from tandemn.control.api import (
     upkeep,
 )
 from tandemn.control.api.dependencies import same_route
+from tandemn.control.courier import Courier
 from tandemn.control.embedded_redis import EmbeddedRedis
 from tandemn.control.leadership import Leadership, LeaderTask, this_process, while_leading
 from tandemn.control.providers import Providers
@@ -148,7 +149,25 @@ def leader_tasks(services: Services) -> Sequence[LeaderTask]:
     hands = _hands(services, meter)
     budgets = BudgetKeeper(services.database, services.clock, services.online)
     bills = BillReader(services.database, services.clock, services.providers.provider)
-    return [Supervisor(services), DeploymentSupervisor(hands, services.online), meter, bills, budgets]
+    online = [DeploymentSupervisor(hands, services.online), meter, bills, budgets]
+    return [Supervisor(services), *online, *_couriers(services)]
+
+
+def _couriers(services: Services) -> list[LeaderTask]:
+    """Whoever tells Koi; nobody where there is no Koi."""
+    settings = services.settings
+    if settings.koi_service_url is None:
+        return []
+    courier = Courier(
+        services.database,
+        services.pulse,
+        services.clock,
+        url=settings.koi_service_url,
+        timeout_s=settings.koi_timeout_s,
+        keep_s=settings.koi_keep_s,
+        heartbeat_s=settings.koi_heartbeat_s,
+    )
+    return [courier]
 
 
 @asynccontextmanager

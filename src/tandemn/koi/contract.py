@@ -83,7 +83,9 @@ class Resources(_Sent):
 # The recommendation.
 
 
-class _Envelope(_Sent):
+class Envelope(_Sent):
+    """What everything that is posted has."""
+
     event_id: str = Field(max_length=160)
     """The same in every try: whoever has seen it may pass over the rest."""
     event_type: str
@@ -113,7 +115,7 @@ class JobRequest(_Sent):
     """The user's budget."""
 
 
-class DecideRequest(_Envelope):
+class DecideRequest(Envelope):
     """`POST /decide`."""
 
     event_type: Literal["decide_request"] = "decide_request"
@@ -163,7 +165,7 @@ class Decision(_Read):
 # Callbacks.
 
 
-class _OfReplica(_Envelope):
+class _OfReplica(Envelope):
     job_id: str
     """The replica's id."""
     group_id: str
@@ -180,7 +182,7 @@ class _OfReplica(_Envelope):
     """Counts the job's replicas from 0."""
 
 
-class ConfigAttempted(_Envelope):
+class ConfigAttempted(Envelope):
     """`POST /job/config-attempted`: a machine was asked for, and was or was not to be had."""
 
     event_type: Literal["config_attempted"] = "config_attempted"
@@ -215,7 +217,7 @@ class LaunchHeartbeat(_OfReplica):
     timestamp: float
 
 
-class Started(_Envelope):
+class Started(Envelope):
     """`POST /job/started`: a replica's engine answers."""
 
     event_type: Literal["job_started"] = "job_started"
@@ -242,7 +244,7 @@ class Started(_Envelope):
     """Whether it is another configuration than the recommended one."""
 
 
-class LaunchFailed(_Envelope):
+class LaunchFailed(Envelope):
     """`POST /job/launch-failed`: the job ends, and not one of its replicas could be launched."""
 
     event_type: Literal["launch_failed"] = "launch_failed"
@@ -257,7 +259,7 @@ class LaunchFailed(_Envelope):
     reason_detail: str = Field(max_length=2000)
 
 
-class ReplicaFailed(_Envelope):
+class ReplicaFailed(Envelope):
     """`POST /job/replica-failed`: a replica ended before its work was done."""
 
     event_type: Literal["replica_failed"] = "replica_failed"
@@ -276,7 +278,7 @@ class ReplicaFailed(_Envelope):
     reason_detail: str = Field(max_length=2000)
 
 
-class JobComplete(_Envelope):
+class JobComplete(Envelope):
     """`POST /job/complete`: the job has ended."""
 
     event_type: Literal["job_complete"] = "job_complete"

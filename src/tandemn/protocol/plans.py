@@ -79,6 +79,8 @@ class KoiAdvice(BaseModel):
     expected_usd: float | None = None
     """By our own figures, as is the next one."""
     expected_finish_s: float | None = None
+    expected_tokens: int | None = None
+    """Of the whole job, prompts and answers, as Koi was told."""
     alternatives: list[KoiAlternative] = []
     said: str = ""
     """Koi's own words, cut and without control characters."""

@@ -46,7 +46,15 @@ async def hello(replica: CallingReplica, services: ServicesNow) -> protocol.Assi
         values = {"said_hello_at": now, "last_seen": now}
         if replica.state is ReplicaState.LAUNCHING:
             values["state"] = ReplicaState.STARTING.value  # type: ignore[assignment]
-        replicas.change(connection, replica.replica_id, **values)
+        is_first = replicas.get(connection, replica.replica_id).said_hello_at is None
+        if replicas.change(connection, replica.replica_id, **values) and is_first:
+            events.append(
+                connection,
+                EventKind.REPLICA_CALLED,
+                now=now,
+                job_id=replica.job_id,
+                replica_id=replica.replica_id,
+            )
 
     await services.database.run(record)
     services.pulse.beat(replica.job_id)

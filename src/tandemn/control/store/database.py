@@ -14,6 +14,7 @@ from alembic.config import Config
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError, OperationalError
 
+from tandemn.control.store.outbox import TELLS_KOI
 from tandemn.errors import StoreUnavailable
 
 if TYPE_CHECKING:
@@ -39,10 +40,12 @@ class Database:
     by row locks in the statements themselves.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, tells_koi: bool = False) -> None:
         self.url = url
         self.is_sqlite = url.startswith("sqlite")
         self._engine = _sqlite_engine(url) if self.is_sqlite else create_engine(url, pool_size=POOL_SIZE)
+        # Every connection knows it: what is told stands in the transaction of what it tells of.
+        self._engine = self._engine.execution_options(**{TELLS_KOI: tells_koi})
         # SQLite has one writer at a time anyway; one thread spares the lock's polling.
         workers = 1 if self.is_sqlite else POOL_SIZE
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="database")
@@ -107,7 +110,10 @@ class Database:
 
 def open_database(settings: Settings) -> Database:
     """Open the database that the settings name, else the one of the state folder."""
-    return Database(settings.database_url or f"sqlite:///{settings.home_path / 'state.db'}")
+    return Database(
+        settings.database_url or f"sqlite:///{settings.home_path / 'state.db'}",
+        tells_koi=settings.koi_service_url is not None,
+    )
 
 
 def _sqlite_engine(url: str) -> Engine:

@@ -1,4 +1,4 @@
-"""The event log: appended in the same transaction as the change that it tells of."""
+"""The event log: appended in the same transaction as the change that it tells of, and with it what Koi is told."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ColumnElement, Connection, and_, select, true
 
+from tandemn.control.store import outbox
 from tandemn.control.store.records import EventRecord, record
 from tandemn.control.store.schema import events
 
@@ -38,6 +39,7 @@ def append(
             data=data,
         )
     )
+    outbox.tell(connection, kind, now=now, job_id=job_id, replica_id=replica_id, data=data)
 
 
 def of_job(connection: Connection, job_id: str, *, after: int, limit: int) -> list[EventRecord]:

@@ -212,6 +212,22 @@ api_keys = Table(
     Index(None, "key_id", unique=True),
 )
 
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("seq", _SEQUENCE, primary_key=True, autoincrement=True),
+    Column("event_id", String(160), nullable=False),
+    Column("job_id", String(64), nullable=False),
+    Column("path", String(64), nullable=False),
+    Column("body", Text, nullable=False),
+    Column("emitted_at", Float, nullable=False),
+    Column("tries", Integer, nullable=False, default=0),
+    Column("not_before", Float, nullable=False, default=0),
+    Column("fault", Text, nullable=True),  # of the last try
+    Index(None, "event_id", unique=True),
+    Index(None, "job_id", "seq"),
+)
+
 events = Table(
     "events",
     metadata,
