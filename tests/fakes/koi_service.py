@@ -147,7 +147,7 @@ class Service:
                         await response.write(b" " * (1 << 16))
                 return response
             case "bomb":
-                packed = gzip.compress(b" " * (64 << 20))
+                packed = gzip.compress(b" " * (8 << 20))
                 return web.Response(body=packed, headers={"Content-Encoding": "gzip"})
         raise web.HTTPNotImplemented
 
