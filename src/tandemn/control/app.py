@@ -149,7 +149,7 @@ def leader_tasks(services: Services) -> Sequence[LeaderTask]:
     hands = _hands(services, meter)
     budgets = BudgetKeeper(services.database, services.clock, services.online)
     bills = BillReader(services.database, services.clock, services.providers.provider)
-    online = [DeploymentSupervisor(hands, services.online), meter, bills, budgets]
+    online: list[LeaderTask] = [DeploymentSupervisor(hands, services.online), meter, bills, budgets]
     return [Supervisor(services), *online, *_couriers(services)]
 
 
