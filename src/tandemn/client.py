@@ -22,7 +22,7 @@ from tandemn.protocol import errors as wire
 from tandemn.protocol.cost import DeploymentCostView
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -79,6 +79,7 @@ class _Http:
         """Send one request; an answer that is an error raises it."""
         assert self._session is not None, "enter the client before calling it"
         absolute = path.startswith(("http://", "https://"))
+        server = self.url
         url = path if absolute else self.url + path
         headers = dict(options.pop("headers", None) or {})
         if not absolute:
@@ -107,10 +108,15 @@ class _Http:
                 next_step="set SSL_CERT_FILE to the authority that signed it",
             ) from exc
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as exc:
+            if not absolute:
+                self._try_another(server)
             raise ServerUnavailable(
-                f"no answer from {self.url}: {type(exc).__name__}{f' ({exc})' if str(exc) else ''}",
+                f"no answer from {server}: {type(exc).__name__}{f' ({exc})' if str(exc) else ''}",
                 next_step="is the control plane running? `tandemn server status` tells",
             ) from exc
+
+    def _try_another(self, silent: str) -> None:
+        """Called where the control plane did not answer."""
 
     def _compare_version(self, theirs: str | None) -> None:
         if theirs and theirs != __version__ and self._on_other_version is not None:
@@ -381,11 +387,45 @@ class UserClient(_Http):
 
 
 class ReplicaClient(_Http):
-    """What one replica may ask of its control plane; the key is its own token."""
+    """What one replica may ask of its control plane; the key is its own token.
 
-    def __init__(self, url: str, replica_id: str, token: str) -> None:
+    Where there are several control planes, the next call after one without an answer goes to another.
+
+    Args:
+        url: the control plane that is called first.
+        replica_id: whose calls these are.
+        token: its key.
+        others: further control planes.
+        look: asked for control planes that nobody told of, once no known one answered.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        replica_id: str,
+        token: str,
+        *,
+        others: Sequence[str] = (),
+        look: Callable[[], Sequence[str]] | None = None,
+    ) -> None:
         super().__init__(url, token)
         self._base = f"/api/replicas/{replica_id}"
+        self._servers = [self.url, *others]
+        self._look = look
+
+    def know_servers(self, urls: Sequence[str]) -> None:
+        """Learn which control planes there are now; none named: as before."""
+        if urls:
+            self._servers = [url.rstrip("/") for url in urls]
+
+    def _try_another(self, silent: str) -> None:
+        # Of several calls under way at once, each of which fails, only the first moves on.
+        if silent != self.url:
+            return
+        here = self._servers.index(self.url) if self.url in self._servers else -1
+        if here == len(self._servers) - 1 and self._look is not None:
+            self._servers += [url for url in self._look() if url not in self._servers]
+        self.url = self._servers[(here + 1) % len(self._servers)]
 
     async def hello(self) -> replicas.Assignment:
         return await self._call("POST", f"{self._base}/hello", replicas.Assignment)

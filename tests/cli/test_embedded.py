@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tandemn import server_records
 from tandemn.cli import embedded
 from tandemn.cli.connection import follow_restart
 from tandemn.client import UserClient
@@ -60,7 +61,7 @@ async def test_dead_server_is_replaced(settings, home):
 
 async def test_pid_given_to_another_process_is_not_believed(settings, home):
     home.mkdir(parents=True)
-    record = embedded.ServerRecord(url="http://127.0.0.1:1", pid=os.getpid(), started=12.0, version="x")
+    record = server_records.ServerRecord(url="http://127.0.0.1:1", pid=os.getpid(), started=12.0, version="x")
     (home / "server.json").write_text(record.model_dump_json())
     assert embedded.read(home) is None
     assert await embedded.stop(home) is None
@@ -76,6 +77,20 @@ async def test_server_that_ends_at_once_is_reported_with_its_log(settings, home)
     assert caught.value.code == "server_start_failed"
     assert "apt-get install redis" in caught.value.message
     assert str(home / "logs" / "server.log") in str(caught.value)
+
+
+async def test_standbys_are_started_found_and_stopped_with_the_others(settings, home):
+    first = await embedded.ensure(settings, command=COMMAND)
+    second = await embedded.add_standby(settings, command=COMMAND)
+    assert second.pid != first.pid
+    assert [record.pid for record in server_records.living(home)] == [first.pid, second.pid]
+    assert await embedded.ensure(settings, command=COMMAND) == first
+    os.kill(first.pid, signal.SIGKILL)
+    assert await embedded.ensure(settings, command=COMMAND) == second
+    await embedded.add_standby(settings, command=COMMAND)
+    assert len(server_records.living(home)) == 2
+    assert await embedded.stop(home) == second
+    assert server_records.living(home) == []
 
 
 async def test_other_version_is_refused_but_can_be_stopped(settings, home):
@@ -108,7 +123,9 @@ def test_server_commands_on_the_real_control_plane(settings, home, tandemn):
     assert not home.exists()
     assert tandemn("list").out == "no jobs and no deployments\n"  # starts it
     started = tandemn("server", "start", "--json").json
-    assert tandemn("server", "status", "--json").json == started
+    shown = tandemn("server", "status", "--json").json
+    assert shown.pop("control_planes") == [started | {"is_leading": True}]
+    assert shown == started
     assert set(started) == {"url", "pid", "version"}
     assert (home / "server.json").stat().st_mode & 0o777 == 0o600
     assert started["url"] in tandemn("server", "start").out

@@ -260,3 +260,21 @@ def test_a_market_with_nothing_to_rent_is_waited_for_longer_and_never_given_up()
     [request] = decide(Fleet(wanted=(1,), replicas=tuple(row)), NOW)
     assert isinstance(request, Request)
     assert request.not_before == row[-1].ended_at + CAPACITY_BACKOFF_S
+
+
+@pytest.mark.parametrize(
+    ("values", "is_given_up"),
+    [
+        ({"last_seen": NOW - SILENT_S}, False),
+        ({"last_seen": NOW - SILENT_S - 1}, True),
+        ({"said_hello": False, "last_seen": None, "launched_at": NOW - SILENT_S}, False),
+        ({"said_hello": False, "last_seen": None, "launched_at": NOW - SILENT_S - 1}, True),
+        ({"goodbye": Goodbye(outcome="completed")}, True),
+    ],
+)
+def test_a_replica_on_a_machine_that_cannot_be_looked_at_is_judged_by_its_calls(values, is_given_up):
+    """Its control plane was on that machine, and may be gone with it: there is nobody to end its process."""
+    far = replica(presence=Presence.ELSEWHERE, **values)
+    actions = decide(Fleet(wanted=(1,), replicas=(far,)), NOW)
+    assert bool(actions) == is_given_up
+    assert all(isinstance(action, End) for action in actions)

@@ -1,8 +1,9 @@
 """The control plane of this machine, where no other is named: found, started and stopped by the command line.
 
-`server.json` in the state folder says which process serves and where. The control plane writes it once it
-serves; here it is only read, and believed only while a process of that pid and start time lives. A lock
-file keeps two commands from starting two. The server outlives the command that started it.
+`server.json` in the state folder says which process serves and where, `servers/` has a record of each where
+others stand by. The control planes write them once they serve; here they are only read, and believed only
+while a process of that pid and start time lives. A lock file keeps two commands from starting two. The
+server outlives the command that started it.
 """
 
 from __future__ import annotations
@@ -17,20 +18,16 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import psutil
-from pydantic import BaseModel, ValidationError
-
-from tandemn import __version__
+from tandemn import __version__, server_records
 from tandemn.client import UserClient
 from tandemn.errors import Broken, Conflict, InvalidInput, NotAllowed, ServerUnavailable, TandemnError
+from tandemn.server_records import ServerRecord
 from tandemn.settings import Settings, child_environment, python_executable
 
 #: A fresh control plane makes its database and starts Redis first; a loaded machine is slow at both.
 START_S = 60.0
 #: The control plane ends Redis and the replicas before itself; after this long it is killed.
 STOP_S = 30.0
-#: How far two readings of one process's start time may differ (the kernel's boot time is adjusted).
-START_TIME_SLACK_S = 2.0
 #: Between two looks at a process that starts or ends.
 LOOK_S = 0.05
 #: A log greater than this is put aside when the next server starts; one older log is kept.
@@ -42,28 +39,9 @@ TAIL_LINES = 15
 COMMAND = (python_executable(), "-m", "tandemn.control")
 
 
-class ServerRecord(BaseModel):
-    """`server.json`, as the control plane writes it (whole, by rename; mode 600)."""
-
-    url: str
-    """On this machine's loopback."""
-    shared_url: str | None = None
-    """Where others than this machine reach it, with a key."""
-    pid: int
-    started: float
-    """Start time of the process, as psutil tells it: a pid alone may have been given to another."""
-    version: str
-    key: str | None = None
-    """What this machine's command line shows to it; void when the process ends."""
-
-
 def read(home: Path) -> ServerRecord | None:
-    """Return the record of the control plane that lives in `home`; None where none does."""
-    try:
-        record = ServerRecord.model_validate_json((home / "server.json").read_bytes())
-    except (OSError, ValidationError):
-        return None
-    return record if _lives(record) else None
+    """Return the record of the control plane that lives in `home`, the leading one if several do; None: none."""
+    return next(iter(server_records.living(home)), None)
 
 
 async def find(home: Path) -> ServerRecord | None:
@@ -113,31 +91,43 @@ async def ensure(
         # Another command may have started one while this one waited for the lock.
         if record := await find(home):
             return record
-        log_start = _put_aside(log_path(home))
-        process = _spawn(settings, [*command, *arguments])
-        try:
-            return await _await_start(home, process, log_start)
-        except BaseException:
-            # Also on Ctrl-C: a half-started server that nobody asked for again is not left behind.
-            if process.poll() is None:
-                process.terminate()
-            raise
+        return await _start(settings, [*command, *arguments])
+
+
+async def add_standby(
+    settings: Settings, *, arguments: Sequence[str] = (), command: Sequence[str] = COMMAND
+) -> ServerRecord:
+    """Start a control plane beside those that live in the state folder, and return it. Raises as `ensure`."""
+    async with locked(settings.home_path):
+        return await _start(settings, [*command, *arguments, "--standby"])
+
+
+async def _start(settings: Settings, command: Sequence[str]) -> ServerRecord:
+    home = settings.home_path
+    log_start = _put_aside(log_path(home))
+    process = _spawn(settings, command)
+    try:
+        return await _await_start(home, process, log_start)
+    except BaseException:
+        # Also on Ctrl-C: a half-started server that nobody asked for again is not left behind.
+        if process.poll() is None:
+            process.terminate()
+        raise
 
 
 async def stop(home: Path) -> ServerRecord | None:
-    """End the control plane of `home` and wait until it is gone; None where none lived."""
+    """End every control plane of `home` and wait until they are gone; return the one that led, None: none lived."""
     if read(home) is None:
         return None
     async with locked(home):
-        record = read(home)
-        if record is None:
-            return None
+        living = server_records.living(home)
         for number, patience_s in ((signal.SIGTERM, STOP_S), (signal.SIGKILL, STOP_S)):
-            _signal(record, number)
-            if await _await_end(record, patience_s):
-                return record
+            for record in living:
+                _signal(record, number)
+            if all([await _await_end(record, patience_s) for record in living]):
+                return living[0] if living else None
     raise Broken(
-        f"the control plane (pid {record.pid}) did not end, not even by SIGKILL", code="server_stop_failed"
+        f"the control plane (pid {living[0].pid}) did not end, not even by SIGKILL", code="server_stop_failed"
     )
 
 
@@ -212,11 +202,11 @@ def _spawn(settings: Settings, command: Sequence[str]) -> subprocess.Popen[bytes
 async def _await_start(home: Path, process: subprocess.Popen[bytes], log_start: int) -> ServerRecord:
     until = time.monotonic() + START_S
     while time.monotonic() < until:
-        record = read(home)
-        # Also another's: one may have been started by hand at the same moment.
-        if record is not None and (record.pid == process.pid or process.poll() is not None):
-            await _greet(record)
-            return record
+        for record in server_records.living(home):
+            # Also another's: one may have been started by hand at the same moment.
+            if record.pid == process.pid or process.poll() is not None:
+                await _greet(record)
+                return record
         if process.poll() is not None:
             raise _start_failure(home, log_start, f"ended with status {process.returncode} before it served")
         await asyncio.sleep(LOOK_S)
@@ -234,20 +224,8 @@ def _start_failure(home: Path, log_start: int, what: str) -> Broken:
     )
 
 
-def _lives(record: ServerRecord) -> bool:
-    try:
-        process = psutil.Process(record.pid)
-        # A zombie has ended; its parent has not asked for its status yet.
-        return (
-            abs(process.create_time() - record.started) <= START_TIME_SLACK_S
-            and process.status() != psutil.STATUS_ZOMBIE
-        )
-    except psutil.NoSuchProcess:
-        return False
-
-
 def _signal(record: ServerRecord, number: signal.Signals) -> None:
-    if not _lives(record):
+    if not record.is_alive:
         return
     try:
         os.kill(record.pid, number)
@@ -262,7 +240,7 @@ def _signal(record: ServerRecord, number: signal.Signals) -> None:
 async def _await_end(record: ServerRecord, patience_s: float) -> bool:
     until = time.monotonic() + patience_s
     while time.monotonic() < until:
-        if not _lives(record):
+        if not record.is_alive:
             return True
         await asyncio.sleep(LOOK_S)
     return False

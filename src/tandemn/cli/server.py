@@ -14,6 +14,7 @@ from tandemn.cli.connection import connect, is_elsewhere
 from tandemn.cli.output import emit, note, say
 from tandemn.errors import Conflict, InvalidInput
 from tandemn.protocol.jobs import ServerStatus
+from tandemn.server_records import ServerRecord
 from tandemn.settings import Settings, child_environment, load
 
 app = typer.Typer(
@@ -41,6 +42,13 @@ def start(
     foreground: Annotated[
         bool, typer.Option("--foreground", help="Stay in this terminal, log to stderr, end on Ctrl-C.")
     ] = False,
+    standby: Annotated[
+        bool,
+        typer.Option(
+            "--standby",
+            help="Start another one beside it: both serve, and one takes over when the other dies.",
+        ),
+    ] = False,
     as_json: options.AsJson = False,
     _verbose: options.Verbose = False,
 ) -> None:
@@ -52,17 +60,24 @@ def start(
     Examples:
         tandemn server start
         tandemn server start --host 0.0.0.0 --port 443 --tls-cert chain.pem --tls-key key.pem --foreground
+        tandemn server start --standby
     """
     settings = load()
     arguments = _arguments(host, port, tls_cert, tls_key)
     if foreground:
-        asyncio.run(_refuse_second(settings))
+        if not standby:
+            asyncio.run(_refuse_second(settings))
         command = [*embedded.COMMAND, *arguments]
+        command += ["--standby"] if standby else []
         # The same process, so that signals reach it as they reach this command.
         os.execve(command[0], command, child_environment(settings))  # noqa: S606 - our own interpreter
-    record = asyncio.run(_start(settings, arguments, is_shared=host not in _LOOPBACK or tls_cert is not None))
+    if standby:
+        record = asyncio.run(embedded.add_standby(settings, arguments=arguments))
+    else:
+        is_shared = host not in _LOOPBACK or tls_cert is not None
+        record = asyncio.run(_start(settings, arguments, is_shared=is_shared))
     if as_json:
-        emit(ServerStatus(url=record.url, pid=record.pid, version=record.version))
+        emit(record.model_dump(include={"url", "pid", "version"}))
         return
     where = f"{record.shared_url}, and on this machine at {record.url}" if record.shared_url else record.url
     log = embedded.log_path(settings.home_path)
@@ -112,6 +127,10 @@ def status(
         emit(found)
     else:
         say(f"the control plane serves at {found.url} (pid {found.pid}, version {found.version})")
+        for other in found.control_planes:
+            if other.pid != found.pid or other.url != found.url:
+                role = "it leads" if other.is_leading else "it stands by"
+                say(f"beside it: {other.url} (pid {other.pid}, version {other.version}); {role}")
     return 0
 
 
@@ -130,7 +149,7 @@ def _arguments(host: str, port: int, tls_cert: Path | None, tls_key: Path | None
     return arguments
 
 
-async def _start(settings: Settings, arguments: list[str], *, is_shared: bool) -> embedded.ServerRecord:
+async def _start(settings: Settings, arguments: list[str], *, is_shared: bool) -> ServerRecord:
     record = await embedded.ensure(settings, arguments=arguments)
     if is_shared and record.shared_url is None:
         raise _running(settings, record)
@@ -150,7 +169,7 @@ async def _refuse_second(settings: Settings) -> None:
         raise _running(settings, record)
 
 
-def _running(settings: Settings, record: embedded.ServerRecord) -> Conflict:
+def _running(settings: Settings, record: ServerRecord) -> Conflict:
     return Conflict(
         f"a control plane of {settings.home_path} runs already at {record.url} (pid {record.pid})",
         code="server_running",

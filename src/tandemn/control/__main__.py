@@ -20,10 +20,13 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=0, help="0: the usual one if it is free, else any")
     parser.add_argument("--tls-cert", type=Path)
     parser.add_argument("--tls-key", type=Path)
+    parser.add_argument("--standby", action="store_true", help="beside another one of this state folder")
     options = parser.parse_args()
     tls = Tls(cert=options.tls_cert, key=options.tls_key) if options.tls_cert else None
     try:
-        asyncio.run(serve(settings.load(), host=options.host, port=options.port, tls=tls))
+        asyncio.run(
+            serve(settings.load(), host=options.host, port=options.port, tls=tls, is_standby=options.standby)
+        )
     except TandemnError as exc:
         print(f"error: {exc} [{exc.code}]", file=sys.stderr)  # noqa: T201 - the starter shows it
         return exc.exit_code

@@ -1,42 +1,40 @@
-"""The control plane as a process: one per state folder, found by `server.json`, ended by SIGTERM.
+"""The control plane as a process: serves a state folder, is found by `server.json`, ended by SIGTERM.
 
-Ended in order it takes its local replicas and its Redis along; killed, it leaves both running, and the
-next one adopts them.
+Ended in order, the last one of a folder takes the local replicas and the Redis along; killed, it leaves both
+running, and the next one adopts them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import json
 import logging
-import os
 import resource
 import signal
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-import psutil
 import structlog
 import uvicorn
 
-from tandemn import __version__
+from tandemn import server_records
 from tandemn.control.app import create_app, keep_going, open_services
 from tandemn.control.connections import Connections, guarded
 from tandemn.control.embedded_redis import EmbeddedRedis
+from tandemn.control.home import Home
 from tandemn.control.listeners import is_loopback, open_doors
 from tandemn.control.store import keys
-from tandemn.errors import Broken, InvalidInput, TandemnError
+from tandemn.errors import InvalidInput, TandemnError
 from tandemn.fleet.reconcile import Presence
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from fastapi import FastAPI
 
-    from tandemn.control.listeners import Doors, Tls
+    from tandemn.control.leadership import Leadership
+    from tandemn.control.listeners import Tls
     from tandemn.control.services import Services
+    from tandemn.server_records import ServerRecord
     from tandemn.settings import Settings
 
 _log = structlog.get_logger()
@@ -49,7 +47,9 @@ REPLICAS_S = 12.0
 CERTIFICATE_S = 60.0
 
 
-async def serve(settings: Settings, *, host: str, port: int, tls: Tls | None = None) -> None:
+async def serve(
+    settings: Settings, *, host: str, port: int, tls: Tls | None = None, is_standby: bool = False
+) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Raises:
@@ -59,11 +59,12 @@ async def serve(settings: Settings, *, host: str, port: int, tls: Tls | None = N
     """
     if tls is not None:
         tls.check()
-    home = settings.home_path
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
     _configure_logs()
     _raise_descriptor_limit()
-    with _alone(home), open_doors(home, host=host, port=port, tls=tls) as doors:
+    with (
+        Home(settings.home_path, is_standby=is_standby) as home,
+        open_doors(home.folder, host=host, port=port, tls=tls) as doors,
+    ):
         async with open_services(settings, server_url=doors.local.url) as services:
             await _check_keys(services, host)
             app = create_app(services)
@@ -81,18 +82,27 @@ async def serve(settings: Settings, *, host: str, port: int, tls: Tls | None = N
             async with keep_going(services):
                 for server, _ in servers:
                     await _until_started(server)
-                _announce(home, doors, services.local_key)
+                record = server_records.of_this_process(
+                    doors.local.url,
+                    shared_url=doors.shared.url if doors.shared else None,
+                    key=services.local_key,
+                )
+                home.announce(record)
+                _log.info("serving", url=record.url, shared_url=record.shared_url, pid=record.pid)
+                leading = asyncio.create_task(_lead(home, record, services.leadership), name="server.json")
                 await asyncio.wait([*serving, told_to_stop], return_when=asyncio.FIRST_COMPLETED)
-            # Nothing is replaced any more, and replicas can still store what they finished.
-            await _end_replicas(services)
+                leading.cancel()
+            is_last = home.is_last()
+            if is_last:
+                # Nothing is replaced any more, and replicas can still store what they finished.
+                await _end_replicas(services)
             for server, _ in servers:
                 server.should_exit = True
             await asyncio.gather(*serving[: len(servers)])
             for task in serving[len(servers) :]:
                 task.cancel()
-        if settings.redis_url is None:
-            await asyncio.to_thread(EmbeddedRedis(home).stop)
-        (home / "server.json").unlink(missing_ok=True)
+        if is_last and settings.redis_url is None:
+            await asyncio.to_thread(EmbeddedRedis(home.folder).stop)
 
 
 def _server(app: FastAPI, protocol: type[asyncio.Protocol], tls: Tls | None = None) -> _Server:
@@ -165,46 +175,17 @@ def _configure_logs() -> None:
     )
 
 
-@contextmanager
-def _alone(home: Path) -> Iterator[None]:
-    """Hold the state folder's lock: two reconcilers on one SQLite would launch everything twice."""
-    descriptor = os.open(home / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
-            raise Broken(
-                f"another control plane serves {home}",
-                code="server_running",
-                next_step="`tandemn server status` shows it",
-            ) from exc
-        yield
-    finally:
-        os.close(descriptor)
-
-
 async def _until_started(server: uvicorn.Server) -> None:
     while not server.started:  # noqa: ASYNC110 - uvicorn offers no event
         await asyncio.sleep(0.01)
 
 
-def _announce(home: Path, doors: Doors, local_key: str) -> None:
-    """Write `server.json` once the server answers: whoever may read it has the state folder anyway."""
-    shared_url = doors.shared.url if doors.shared else None
-    record = {
-        "url": doors.local.url,
-        "shared_url": shared_url,
-        "pid": os.getpid(),
-        "started": psutil.Process().create_time(),
-        "version": __version__,
-        "key": local_key,
-    }
-    staged = home / f"server.json.{os.getpid()}"
-    staged.unlink(missing_ok=True)
-    staged.touch(mode=0o600)
-    staged.write_text(json.dumps(record))
-    staged.replace(home / "server.json")
-    _log.info("serving", url=doors.local.url, shared_url=shared_url, pid=os.getpid())
+async def _lead(home: Home, record: ServerRecord, leadership: Leadership) -> None:
+    """Be what commands on this machine find first, whenever this process leads."""
+    while True:
+        term = await leadership.elected()
+        home.take_the_lead(record)
+        await leadership.lost(term)
 
 
 async def _keep_certificate(server: uvicorn.Server, tls: Tls) -> None:

@@ -14,6 +14,7 @@ import os
 import secrets
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
+from urllib.parse import urlsplit
 
 import psutil
 import structlog
@@ -22,6 +23,7 @@ from tandemn import __version__
 from tandemn.clock import steady
 from tandemn.control import election
 from tandemn.control.election import Sighting, Step
+from tandemn.control.listeners import is_loopback
 from tandemn.control.store import events, leadership
 from tandemn.control.store.leadership import ControlPlane
 from tandemn.errors import Superseded, TandemnError
@@ -115,6 +117,12 @@ class Leadership:
         others = [each for each in self._members if each.server_id != self.me.server_id]
         alive = [each for each in others if not self._is_silent(each.server_id, now)]
         return [self.me, *alive]
+
+    @property
+    def urls(self) -> list[str]:
+        """Where replicas may call, this one first; another machine's loopback is of no use to them."""
+        others = [each for each in self.members[1:] if each.host == self.me.host or not _is_local(each.url)]
+        return [self.me.url, *(each.url for each in others)]
 
     def assert_leading(self) -> None:
         """Raise Superseded (code `not_leading`) where the seat may be another's by now; no I/O."""
@@ -230,6 +238,10 @@ class Leadership:
             _log.info("leading", server_id=self.me.server_id, term=term, reason=verdict.reason)
         else:
             _log.warning("not leading any more", server_id=self.me.server_id, reason=verdict.reason)
+
+
+def _is_local(url: str) -> bool:
+    return is_loopback(urlsplit(url).hostname or "")
 
 
 async def while_leading(leadership: Leadership, make_tasks: Callable[[int], Sequence[LeaderTask]]) -> None:

@@ -7,7 +7,6 @@ everybody else, with TLS where a certificate is given.
 from __future__ import annotations
 
 import ipaddress
-import json
 import socket
 import ssl
 from contextlib import ExitStack, contextmanager
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from tandemn import server_records
 from tandemn.errors import InvalidInput
 from tandemn.settings import EMBEDDED_PORT
 
@@ -94,10 +94,8 @@ def _ports(home: Path, port: int) -> list[int]:
     """Return the ports to try: the one asked for; else a killed predecessor's, the usual one, any."""
     if port:
         return [port]
-    try:
-        before = urlsplit(json.loads((home / "server.json").read_bytes())["url"]).port
-    except (OSError, ValueError, KeyError, TypeError):
-        before = None
+    record = server_records.read(server_records.main_record(home))
+    before = urlsplit(record.url).port if record is not None else None
     # Its replicas live on and know no other address.
     return [before, EMBEDDED_PORT, 0] if before else [EMBEDDED_PORT, 0]
 

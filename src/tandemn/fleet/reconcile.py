@@ -46,6 +46,8 @@ class Presence(StrEnum):
     THERE = "there"
     GONE = "gone"
     UNKNOWN = "unknown"
+    ELSEWHERE = "elsewhere"
+    """On a machine that this control plane cannot look at: only its own calls tell that it lives."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,7 +191,7 @@ def _one(fleet: Fleet, replica: Replica, now: float) -> Iterator[Action]:
         elif replica.not_before <= now:
             yield Start(replica_id=replica.replica_id)
         return
-    if replica.presence is Presence.GONE:
+    if replica.presence is Presence.GONE or _is_lost(replica, now):
         yield _ended(replica, unwanted, needs_replicas=fleet.needs_replicas)
         return
     if replica.goodbye is not None:
@@ -205,6 +207,17 @@ def _one(fleet: Fleet, replica: Replica, now: float) -> Iterator[Action]:
         )
     elif unwanted and _stronger(unwanted[1], replica.orders):
         yield Order(replica_id=replica.replica_id, orders=unwanted[1], reason=unwanted[2])
+
+
+def _is_lost(replica: Replica, now: float) -> bool:
+    """Whether a replica that cannot be looked at has taken leave, or has not called for so long that it is given up.
+
+    Should it live after all, its next call is refused, and it ends.
+    """
+    if replica.presence is not Presence.ELSEWHERE:
+        return False
+    called = replica.last_seen if replica.said_hello else replica.launched_at
+    return replica.goodbye is not None or (called is not None and now - called > SILENT_S)
 
 
 def _unwanted(fleet: Fleet, replica: Replica) -> tuple[ReplicaState, str, str] | None:

@@ -328,12 +328,24 @@ class EventList(BaseModel):
     next_after: int | None = None
 
 
+class ControlPlaneView(BaseModel):
+    """One of the control planes that serve the same state."""
+
+    url: str
+    pid: int
+    version: str
+    is_leading: bool
+    """It does what acts: launches, ends, assembles. The others serve, and one of them takes over when it dies."""
+
+
 class ServerStatus(BaseModel):
     """`tandemn server status --json`."""
 
     url: str
     pid: int
     version: str
+    control_planes: list[ControlPlaneView] = []
+    """Every one that is alive, this one first."""
 
 
 JobStatus.model_rebuild()

@@ -74,6 +74,8 @@ class Assignment(BaseModel):
     silence_s: float
     engine_start_s: float
     store_full_s: float = 60.0
+    servers: list[str] = []
+    """Every control plane that may be called, this one first."""
 
 
 class EngineReading(BaseModel):
@@ -117,6 +119,8 @@ class HeartbeatReply(BaseModel):
     """Chunks that this replica does not hold any more: stop them."""
     orders: Literal["go_on", "drain", "stop"] = "go_on"
     """drain: finish the chunks held, take no more; stop: store what is finished and end."""
+    servers: list[str] = []
+    """Every control plane that may be called, this one first; empty: as before."""
 
 
 class LeaseRequest(BaseModel):

@@ -9,12 +9,14 @@ import logging
 import shutil
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
 import uvloop
 
+from tandemn import server_records
 from tandemn import settings as settings_module
 from tandemn.client import ReplicaClient
 from tandemn.clock import SystemClock
@@ -49,7 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _log.error("TANDEMN_REPLICA_TOKEN is not set")
         return 2
     token = settings.replica_token.get_secret_value()
-    client = ReplicaClient(options.server, options.replica, token)
+    first, *others = options.server
+    look = partial(_servers_of, options.home) if options.home else None
+    client = ReplicaClient(first, options.replica, token, others=others, look=look)
     # What a killed predecessor left in this folder is of no use: its parts are in the store.
     spool = options.work / SPOOL
     shutil.rmtree(spool, ignore_errors=True)
@@ -62,10 +66,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tandemn.runner", description=__doc__)
-    parser.add_argument("--server", required=True, help="URL of the control plane")
+    parser.add_argument(
+        "--server",
+        required=True,
+        action="append",
+        help="URL of the control plane; again for each other that may be called",
+    )
     parser.add_argument("--replica", required=True, help="id of this replica")
+    parser.add_argument("--home", type=Path, help="state folder whose control planes may be called, too")
     parser.add_argument("--work", required=True, type=Path, help="folder for answers on their way")
     return parser.parse_args(arguments)
+
+
+def _servers_of(home: Path) -> list[str]:
+    return [record.url for record in server_records.living(home)]
 
 
 def _log_to_stderr(replica_id: str) -> None:
@@ -101,6 +115,7 @@ async def _live(client: ReplicaClient, settings: Settings, folder: Path, told: a
         return 1
     if assignment is None:
         return 0
+    client.know_servers(assignment.servers)
     _log.info("assignment", job=assignment.job_id, engine=assignment.engine, model=assignment.model)
     try:
         name = choose(assignment.model, EngineName(assignment.engine))

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: Calls in a row that must fail before silence counts: a process that was stopped and wakes has to ask first.
 _FAILURES = 3
+#: After a failed report the next one does not wait for its turn: leases run out, and another control plane may answer.
+_AGAIN_S = 1.0
 
 _log = structlog.get_logger()
 
@@ -62,7 +64,7 @@ class Pulse:
             self._now.clear()
             await self._beat()
             try:
-                async with asyncio.timeout(heartbeat_s):
+                async with asyncio.timeout(min(heartbeat_s, _AGAIN_S) if self._failures else heartbeat_s):
                     await self._now.wait()
             except TimeoutError:
                 pass
@@ -78,4 +80,5 @@ class Pulse:
         else:
             self._failures = 0
             self._heard = time.monotonic()
+            self._client.know_servers(reply.servers)
             self._on_reply(reply)

@@ -76,6 +76,7 @@ async def hello(replica: CallingReplica, services: ServicesNow) -> protocol.Assi
         silence_s=settings.silence_s,
         engine_start_s=settings.engine_start_s,
         store_full_s=settings.store_full_s,
+        servers=services.leadership.urls,
     )
 
 
@@ -89,13 +90,13 @@ async def heartbeat(
         services.pulse.beat(replica.job_id)
     if replica.kill_requested:
         # Its leases were revoked; it stores what it finished before it ends.
-        return protocol.HeartbeatReply(orders="stop")
+        return protocol.HeartbeatReply(orders="stop", servers=services.leadership.urls)
     tokens = {each.chunk: _token(each.token) for each in beat.chunks}
     try:
         lost = await services.desk.renew(replica.job_id, holder=replica.replica_id, tokens=tokens)
     except QueueUnavailable:
         lost = []  # nobody else can be given its chunks either
-    return protocol.HeartbeatReply(lost=lost, orders=_orders(replica))
+    return protocol.HeartbeatReply(lost=lost, orders=_orders(replica), servers=services.leadership.urls)
 
 
 def _record_beat(

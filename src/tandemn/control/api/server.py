@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from tandemn import __version__
 from tandemn.control.api.dependencies import CallerNow, ServicesNow
 from tandemn.control.store import events
 from tandemn.control.views import event_list
-from tandemn.protocol.jobs import EventList, ServerStatus
+from tandemn.protocol.jobs import ControlPlaneView, EventList, ServerStatus
 from tandemn.protocol.keys import Me
 
 router = APIRouter(prefix="/api")
@@ -22,7 +20,20 @@ LAST_SEQ = 2**63 - 1
 
 @router.get("/server")
 async def server(services: ServicesNow) -> ServerStatus:
-    return ServerStatus(url=services.server_url, pid=os.getpid(), version=__version__)
+    leadership = services.leadership
+    leader = leadership.leader.server_id if leadership.leader else None
+    this = leadership.me
+    return ServerStatus(
+        url=this.url,
+        pid=this.pid,
+        version=this.version,
+        control_planes=[
+            ControlPlaneView(
+                url=each.url, pid=each.pid, version=each.version, is_leading=each.server_id == leader
+            )
+            for each in leadership.members
+        ],
+    )
 
 
 @router.get("/me")

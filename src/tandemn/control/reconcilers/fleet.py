@@ -264,6 +264,7 @@ async def _launch(services: Services, job: JobRecord, replica: ReplicaRecord) ->
         job_id=job.job_id,
         config=config,
         server_url=services.server_url,
+        other_urls=tuple(services.leadership.urls[1:]),
         token=token,
     )
 

@@ -25,6 +25,8 @@ class LaunchSpec:
     job_id: str
     config: ReplicaConfig
     server_url: str
+    other_urls: tuple[str, ...] = ()
+    """Further control planes, for when that one does not answer."""
     token: str
     """The replica's own key; a secret: never on a command line or in a log."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 from collections import deque
@@ -22,18 +23,16 @@ import psutil
 from tandemn.fleet import remains
 from tandemn.fleet.reconcile import Presence
 from tandemn.prices import Price
+from tandemn.processes import living
 from tandemn.settings import python_executable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from tandemn.fleet.launchers.launcher import Handle, LaunchSpec
     from tandemn.fleet.remains import Remains
     from tandemn.protocol.jobs import ReplicaConfig
-
-#: Process start times are read with this much tolerance, in seconds.
-_SAME_START_S = 0.02
 
 
 class LocalLauncher:
@@ -84,8 +83,9 @@ class LocalLauncher:
             "TANDEMN_REPLICA_TOKEN": spec.token,
         }
         command = [python_executable(), "-m", "tandemn.runner"]
-        command += ["--server", spec.server_url, "--replica", spec.replica_id]
-        command += ["--work", str(work)]
+        for url in (spec.server_url, *spec.other_urls):
+            command += ["--server", url]
+        command += ["--replica", spec.replica_id, "--home", str(self._home), "--work", str(work)]
         with log.open("ab") as output:
             process = subprocess.Popen(  # noqa: S603 - our own module
                 command,
@@ -109,7 +109,8 @@ class LocalLauncher:
         self._on_end()
 
     def find(self, replica_id: str) -> Handle | None:
-        for process in self._runners():
+        # Also one that was launched from another state folder on the same database: ids are unique.
+        for process in _all_runners():
             with suppress(psutil.Error):
                 if replica_id in process.cmdline():
                     return _handle(process)
@@ -124,7 +125,7 @@ class LocalLauncher:
 
     def observe(self, handles: Sequence[Handle]) -> list[Presence]:
         self._reap()
-        return [Presence.THERE if _process(handle) else Presence.GONE for handle in handles]
+        return [_presence(handle) for handle in handles]
 
     def stop(self, handle: Handle) -> None:
         process = _process(handle)
@@ -160,10 +161,9 @@ class LocalLauncher:
         """Every living runner of this home."""
         mine = str(self._home / "work") + os.sep
         found = []
-        for process in psutil.process_iter():
+        for process in _all_runners():
             with suppress(psutil.Error):
-                line = process.cmdline()
-                if "tandemn.runner" in line and any(each.startswith(mine) for each in line):
+                if any(each.startswith(mine) for each in process.cmdline()):
                     found.append(process)
         return found
 
@@ -173,15 +173,28 @@ class LocalLauncher:
                 del self._children[pid]
 
 
+def _all_runners() -> Iterator[psutil.Process]:
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if "tandemn.runner" in process.cmdline():
+                yield process
+
+
 def _handle(process: psutil.Process) -> Handle:
-    return {"pid": process.pid, "started": process.create_time()}
+    return {"pid": process.pid, "started": process.create_time(), "host": socket.gethostname()}
+
+
+def _presence(handle: Handle) -> Presence:
+    if _is_elsewhere(handle):
+        return Presence.ELSEWHERE
+    return Presence.THERE if _process(handle) else Presence.GONE
+
+
+def _is_elsewhere(handle: Handle) -> bool:
+    """Whether another machine launched it, whose control plane may be gone: its pid means nothing here."""
+    return bool(handle.get("host", socket.gethostname()) != socket.gethostname())
 
 
 def _process(handle: Handle) -> psutil.Process | None:
-    """Return the living process that the handle means; a pid that was given to another one is not it."""
-    try:
-        process = psutil.Process(handle["pid"])
-        same = abs(process.create_time() - handle["started"]) < _SAME_START_S
-        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-    except psutil.NoSuchProcess:
-        return None
+    """Return the living process that the handle means."""
+    return None if _is_elsewhere(handle) else living(handle["pid"], handle["started"])

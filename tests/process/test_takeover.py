@@ -1,0 +1,130 @@
+"""Two control planes on one state: either serves, one acts; killed or stopped, it is replaced, and nothing runs twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+import urllib.request
+from collections import Counter
+from contextlib import suppress
+from typing import Any
+
+import psutil
+import pytest
+from tests.process import watch
+from tests.process.scene import begin
+
+REQUESTS = 400
+#: What the issue asks for.
+TAKEOVER_S = 15.0
+
+
+def add_standby(house) -> dict[str, Any]:
+    done = house.run("server", "start", "--standby", "--json")
+    assert done.returncode == 0, done.stderr
+    record: dict[str, Any] = json.loads(done.stdout)
+    return record
+
+
+def ask_server(url: str) -> dict[str, Any]:
+    with urllib.request.urlopen(f"{url}/api/server", timeout=30) as answer:
+        status: dict[str, Any] = json.load(answer)
+    return status
+
+
+def leads(url: str) -> bool:
+    with suppress(OSError):
+        return any(each["is_leading"] and each["url"] == url for each in ask_server(url)["control_planes"])
+    return False
+
+
+def check_nothing_twice(house, job: str) -> None:
+    """Each replica was launched once and no other time: by the record, and by what its own log says."""
+    launched = Counter(each["replica_id"] for each in watch.events(house, job, "replica_launched"))
+    assert launched
+    assert set(launched.values()) == {1}, launched
+    for name in launched:
+        log = house.home / "logs" / "replicas" / f"{name}.log"
+        assigned = [line for line in log.read_text().splitlines() if '"event": "assignment"' in line]
+        assert len(assigned) <= 1, f"{name} ran twice"
+
+
+def check_all_there(house, job: str, requests: int = REQUESTS) -> None:
+    assert watch.check_output(house, job, [f"r{number}" for number in range(requests)]) == []
+    completed = Counter(each["chunk"] for each in watch.events(house, job, "chunk_completed"))
+    assert set(completed.values()) == {1}
+    check_nothing_twice(house, job)
+
+
+def test_a_killed_leader_is_replaced_and_its_replicas_go_on_with_the_other(house):
+    requests = 900
+    job = begin(house, requests, "--replicas", "1", "--chunk-size", "30")
+    first = json.loads((house.home / "server.json").read_text())
+    second = add_standby(house)
+    assert len(ask_server(second["url"])["control_planes"]) == 2
+    assert leads(first["url"])
+    house.wait_for(lambda: watch.computing(house, job))
+    # Either serves: what is asked of the one that does not lead is done by the one that does.
+    with urllib.request.urlopen(
+        urllib.request.Request(
+            f"{second['url']}/api/jobs/{job}/add",
+            data=b'{"replicas": 1}',
+            headers={"Content-Type": "application/json"},
+        ),
+        timeout=30,
+    ) as answer:
+        added = json.load(answer)["new"]
+    house.wait_for(lambda: {each["replica_id"] for each in watch.computing(house, job)} > set(added))
+    before = {each["replica_id"]: each["pid"] for each in watch.computing(house, job)}
+    psutil.Process(first["pid"]).kill()
+    began = time.monotonic()
+    house.wait_for(lambda: leads(second["url"]), timeout=TAKEOVER_S)
+    assert time.monotonic() - began < TAKEOVER_S
+    assert house.server_pid() == second["pid"]
+    watch.wait(house, job, "completed")
+    check_all_there(house, job, requests)
+    assert {each["replica_id"]: each["pid"] for each in watch.replicas(house, job)} == before
+    assert watch.status(house, job)["requests"]["recomputed"] == 0
+    watch.check_nothing_left(house, job)
+
+
+@pytest.mark.parametrize("moment", ["launching", "computing"])
+def test_a_leader_that_was_stopped_and_wakes_up_does_nothing_a_second_time(house, moment):
+    house.environment |= {"TANDEMN_LEADER_LEASE_S": "3", "TANDEMN_HEARTBEAT_S": "1"}
+    house.run("server", "start")
+    first = json.loads((house.home / "server.json").read_text())
+    second = add_standby(house)
+    job = begin(house, REQUESTS, "--replicas", "2", "--chunk-size", "30")
+    if moment == "computing":
+        house.wait_for(lambda: watch.computing(house, job))
+    else:
+        house.wait_for(lambda: watch.events(house, job, "replica_launched"))
+    os.kill(first["pid"], signal.SIGSTOP)
+    try:
+        house.wait_for(lambda: leads(second["url"]), timeout=TAKEOVER_S)
+        house.wait_for(lambda: watch.computing(house, job) or watch.state(house, job) == "completed")
+    finally:
+        os.kill(first["pid"], signal.SIGCONT)
+    house.wait_for(lambda: leads(second["url"]) and not leads(first["url"]))
+    watch.wait(house, job, "completed")
+    check_all_there(house, job)
+    watch.check_nothing_left(house, job)
+
+
+def test_a_leader_that_ends_in_order_hands_over_with_replicas_and_queue(house):
+    house.run("server", "start")
+    first = house.server_pid()
+    second = add_standby(house)
+    job = begin(house, REQUESTS, "--replicas", "2", "--chunk-size", "30")
+    house.wait_for(lambda: watch.computing(house, job))
+    before = {each["replica_id"]: each["pid"] for each in watch.replicas(house, job)}
+    leader = psutil.Process(first)
+    leader.terminate()
+    leader.wait(30)
+    house.wait_for(lambda: leads(second["url"]), timeout=TAKEOVER_S)
+    watch.wait(house, job, "completed")
+    check_all_there(house, job)
+    assert {each["replica_id"]: each["pid"] for each in watch.replicas(house, job)} == before
+    watch.check_nothing_left(house, job)
