@@ -6,7 +6,7 @@ RUN := $(UV) run --locked --no-sync
 export UV_PYTHON_DOWNLOADS := never
 export UV_LINK_MODE := copy
 
-.PHONY: help setup demo test lint types unit sim soak calibrate format vllm-cpu clean
+.PHONY: help setup demo test lint types unit sim soak day calibrate format vllm-cpu clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -43,8 +43,12 @@ sim: setup ## thousands of seeded worlds in simulated time (SEEDS=3000); a faili
 	@TANDEMN_SIM_SEEDS=$(SEEDS) $(RUN) pytest tests/sim
 
 SOAK ?=
+DAY ?=
 soak: setup ## 20,000 requests on 4 local replicas under kill -9, a swap, an add and restarts; prints figures as JSON
 	@$(RUN) python -m tests.process.storm $(SOAK)
+
+day: setup ## a deployment's day in minutes: what its cost was metered as, against what its processes lived (DAY=--hours 24)
+	@$(RUN) python -m tests.process.day $(DAY)
 
 calibrate: setup ## fit the throughput constants to POINTS=FILE.csv (docs/placement.md)
 	@$(RUN) python -m tandemn.placement.calibration "$(POINTS)"

@@ -107,6 +107,14 @@ class Backend:
             for _ in range(change.start):
                 self._start(now)
 
+    def idle_until(self) -> float:
+        """When the next serverless replica has been idle for its window, unless a request comes; never: infinity."""
+        if self.order.serverless is None:
+            return math.inf
+        window_s = self.order.serverless.scaling.scaledown_window
+        idle = [each for each in self.replicas.values() if each.state is State.READY and not each.inflight]
+        return min((each.idle_since + window_s for each in idle), default=math.inf)
+
     def _change(self, now: float) -> scaling.Change:
         members = [each.member(self.order) for each in self.replicas.values() if each.is_open]
         if self.order.spot is not None:

@@ -7,6 +7,7 @@ or by SIGTERM, and its engines end with it however it ends.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import time
@@ -96,7 +97,7 @@ class Fleet:
                 self._report()
                 self._awake.clear()
                 try:
-                    await asyncio.wait_for(self._awake.wait(), tick_s)
+                    await asyncio.wait_for(self._awake.wait(), self._pause_s(tick_s))
                 except TimeoutError:
                     continue
         finally:
@@ -111,6 +112,12 @@ class Fleet:
             backend.step(self.clock.now())
         except Exception as exc:  # noqa: BLE001 - a supervisor: a fault of ours must not end what serves
             _log.error("a step failed", market=backend.market, error=str(exc), exc_info=exc)
+
+    def _pause_s(self, tick_s: float) -> float:
+        """Until the next look: a serverless replica is paid for until it ends, so it ends when its window does."""
+        idle_until = min((each.idle_until() for each in self._backends.values()), default=math.inf)
+        left_s = self.clock.real(idle_until - self.clock.now())
+        return left_s if 0 < left_s < tick_s else tick_s
 
     def _end(self) -> None:
         self._is_told_to_end = True
