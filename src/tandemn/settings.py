@@ -37,6 +37,8 @@ class Settings(BaseSettings):
     """The chunk queue; unset: an embedded redis-server."""
     objects_url: str | None = None
     """Object store: `s3://bucket/prefix`, `gs://…`, `az://…`, or a folder; unset: one in the state folder."""
+    retention_days: float | None = Field(default=None, gt=0, le=36_500)
+    """How long uploaded files and outputs are kept; unset: until they are deleted."""
     input_urls: str | None = None
     """Prefixes of input URLs, with commas between, that users of a shared control plane may name."""
     upload_bytes: int = Field(default=80_000_000_000, ge=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import asynccontextmanager
+from urllib.parse import quote
 
 import aiohttp
 import pytest
@@ -318,6 +319,21 @@ async def test_a_files_name_injects_nothing(plane):
             assert answer.content_disposition is not None
             assert answer.content_disposition.filename == file["filename"]
             assert await answer.read() == b"{}\n"
+
+
+async def test_a_files_name_in_other_letters(plane):
+    """As some clients send it: not encoded."""
+    body = (
+        '--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+        '--x\r\nContent-Disposition: form-data; name="file"; filename="日本 ü.jsonl"\r\n\r\n{}\n\r\n--x--\r\n'
+    )
+    key, kind = plane.keys["alice"], {"Content-Type": "multipart/form-data; boundary=x"}
+    status, file = await plane.call("POST", "/v1/files", key=key, data=body.encode(), headers=kind)
+    assert (status, file["filename"]) == (200, "日本 ü.jsonl")
+    headers = {"Authorization": f"Bearer {key}"}
+    async with plane.session.get(f"{plane.url}/v1/files/{file['id']}/content", headers=headers) as answer:
+        assert answer.status == 200
+        assert quote("日本 ü.jsonl") in answer.headers["Content-Disposition"]
 
 
 @pytest.mark.parametrize(

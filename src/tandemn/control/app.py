@@ -39,6 +39,7 @@ from tandemn.control.reconcilers.deployment_budgets import BudgetKeeper
 from tandemn.control.reconcilers.deployment_supervisor import DeploymentSupervisor
 from tandemn.control.reconcilers.deployments import Hands
 from tandemn.control.reconcilers.metering import MeterReader
+from tandemn.control.reconcilers.retention import Retention
 from tandemn.control.reconcilers.supervisor import Supervisor
 from tandemn.control.services import Pulse, Services
 from tandemn.control.store import replicas as replica_records
@@ -150,7 +151,7 @@ def leader_tasks(services: Services) -> Sequence[LeaderTask]:
     budgets = BudgetKeeper(services.database, services.clock, services.online)
     bills = BillReader(services.database, services.clock, services.providers.provider)
     online: list[LeaderTask] = [DeploymentSupervisor(hands, services.online), meter, bills, budgets]
-    return [Supervisor(services), *online, *_couriers(services)]
+    return [Supervisor(services), *online, *_couriers(services), Retention(services)]
 
 
 def _couriers(services: Services) -> list[LeaderTask]:

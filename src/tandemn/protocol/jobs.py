@@ -97,6 +97,8 @@ class JobSpec(_Strict):
     model_from_lines: bool = False
     """Given through the Batch API: the lines name the model, and must agree."""
     metadata: Metadata | None = None
+    output_expires_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """How long its output is kept once it is assembled, where that is shorter than the control plane keeps any."""
 
 
 class LineErrorView(BaseModel):

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 
 from tandemn.control import submission
 from tandemn.control.api.dependencies import CallerNow, ServicesNow
+from tandemn.control.retention import LONGEST_S
 from tandemn.control.services import Services
 from tandemn.control.store import jobs
 from tandemn.control.store.records import JobRecord
@@ -46,6 +47,11 @@ _STATUS: dict[JobState, str] = {
 }
 
 
+class ExpiresAfter(BaseModel):
+    anchor: Literal["created_at"]
+    seconds: int = Field(gt=0, le=LONGEST_S)
+
+
 class CreateBatch(BaseModel):
     """The body of `POST /v1/batches`; fields that are OpenAI's alone are accepted and ignored."""
 
@@ -53,6 +59,7 @@ class CreateBatch(BaseModel):
     endpoint: Endpoint
     completion_window: str = Field(max_length=20)
     metadata: Metadata | None = None
+    output_expires_after: ExpiresAfter | None = None
 
 
 @router.post("")
@@ -65,6 +72,7 @@ async def create(body: CreateBatch, services: ServicesNow, caller: CallerNow) ->
         slo_s=_window_s(body.completion_window),
         stop_at_deadline=True,
         metadata=body.metadata,
+        output_expires_s=body.output_expires_after.seconds if body.output_expires_after else None,
     )
     try:
         job_id = await submission.submit(services, spec, caller)

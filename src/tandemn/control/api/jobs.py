@@ -19,7 +19,7 @@ from tandemn.control.services import Services
 from tandemn.control.store import chunks, events, files, jobs, replicas
 from tandemn.control.store.records import JobRecord
 from tandemn.control.views import event_list, status, summary
-from tandemn.errors import Conflict, InvalidInput
+from tandemn.errors import Conflict, InvalidInput, NotFound
 from tandemn.protocol.jobs import (
     EventList,
     JobList,
@@ -124,8 +124,10 @@ async def destroy(job_id: JobId, services: ServicesNow, caller: CallerNow) -> Jo
 async def output(job_id: JobId, services: ServicesNow, *, partial: bool = False) -> StreamingResponse:
     """Stream the answers; of a job that has not ended only with `partial`, those of finished chunks."""
     job = await services.database.run(jobs.get, job_id)
+    if job.purged_at is not None:
+        raise _deleted(job)
     if job.state.has_ended and (job.output_file_id is not None or not await _has_answers(services, job)):
-        return await _file(services, job.output_file_id)
+        return await _file(services, job, job.output_file_id)
     if not partial and job.state.has_ended:
         raise Conflict(
             f"job {job.job_id} failed before its output could be assembled",
@@ -146,15 +148,26 @@ async def output(job_id: JobId, services: ServicesNow, *, partial: bool = False)
 @router.get("/{job_id}/errors")
 async def error_lines(job_id: JobId, services: ServicesNow) -> StreamingResponse:
     job = await services.database.run(jobs.get, job_id)
-    return await _file(services, job.error_file_id)
+    return await _file(services, job, job.error_file_id)
 
 
-async def _file(services: Services, file_id: str | None) -> StreamingResponse:
+async def _file(services: Services, job: JobRecord, file_id: str | None) -> StreamingResponse:
     if file_id is None:
         return StreamingResponse(_nothing(), media_type=_JSONL)
-    file = await services.database.run(files.get, file_id)
+    try:
+        file = await services.database.run(files.get, file_id)
+    except NotFound as exc:
+        raise _deleted(job) from exc
     headers = {"Content-Length": str(file.bytes)}
     return StreamingResponse(services.objects.stream(file.object), headers=headers, media_type=_JSONL)
+
+
+def _deleted(job: JobRecord) -> NotFound:
+    return NotFound(
+        f"what job {job.job_id} put out was deleted, or has expired",
+        code="output_deleted",
+        object_id=job.job_id,
+    )
 
 
 async def _nothing() -> AsyncIterator[bytes]:

@@ -61,6 +61,7 @@ async def step(services: Services, job: JobRecord) -> bool:
 async def _assemble(services: Services, job: JobRecord) -> None:
     assembled = await assemble_job(services, job)
     now = services.clock.now()
+    keep_s = job.spec.output_expires_s
 
     def record(connection: Connection) -> None:
         for kind, name, size in (
@@ -78,6 +79,7 @@ async def _assemble(services: Services, job: JobRecord) -> None:
                 created_at=now,
                 job_id=job.job_id,
                 owner=job.owner,
+                expires_at=now + keep_s if keep_s is not None else None,
             )
             files.add(connection, file)
             column = "output_file_id" if kind == "output" else "error_file_id"

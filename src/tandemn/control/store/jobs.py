@@ -144,6 +144,14 @@ def ids_of(connection: Connection, owner: str) -> set[str]:
     return set(connection.scalars(select(jobs.c.job_id).where(jobs.c.owner == owner)))
 
 
+def unpurged(connection: Connection, *, ended_before: float, limit: int) -> list[str]:
+    """Name jobs that ended before then, and whose objects were not removed yet."""
+    query = select(jobs.c.job_id).where(
+        jobs.c.state.in_(ENDED), jobs.c.ended_at <= ended_before, jobs.c.purged_at.is_(None)
+    )
+    return list(connection.scalars(query.order_by(jobs.c.ended_at).limit(limit)))
+
+
 def active(connection: Connection) -> list[JobRecord]:
     """Every job that has not ended, oldest first."""
     query = select(jobs).where(jobs.c.state.not_in(ENDED)).order_by(jobs.c.created_at)

@@ -25,6 +25,7 @@ class FileRecord:
     created_at: float
     job_id: str | None
     owner: str
+    expires_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +63,7 @@ class JobRecord:
     completed: int
     failed: int
     owner: str
+    purged_at: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,6 +39,10 @@ files = Table(
     Column("created_at", Float, nullable=False),
     Column("job_id", String(64), nullable=True),  # the job whose output or error file it is
     Column("owner", String(64), nullable=False),
+    Column(
+        "expires_at", Float, nullable=True
+    ),  # asked for by its owner; the server's retention is its setting
+    Column("hidden_at", Float, nullable=True),  # not whole yet, or deleted: what there is of it is to go
     Index(None, "created_at"),
 )
 
@@ -78,6 +82,7 @@ jobs = Table(
     Column("completed", Integer, nullable=False, default=0),  # of assembled output
     Column("failed", Integer, nullable=False, default=0),
     Column("owner", String(64), nullable=False),
+    Column("purged_at", Float, nullable=True),  # when its objects were removed
     Index(None, "state"),
     Index(None, "created_at"),
 )
