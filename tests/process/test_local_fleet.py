@@ -192,7 +192,7 @@ async def test_an_engine_that_does_not_start_is_reported_and_does_not_let_reques
 
 
 async def test_another_engine_comes_without_an_outage(tmp_path):
-    async with deployed(tmp_path, "spot: {min_replicas: 1}", "--seed", "1") as fleet:
+    async with deployed(tmp_path, "spot: {min_replicas: 1, max_replicas: 1}", "--seed", "1") as fleet:
         await fleet.ready(fleet.spot)
         former = (await fleet.ask(fleet.spot))[1]
         statuses = []

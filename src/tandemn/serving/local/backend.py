@@ -70,6 +70,7 @@ class Backend:
         self.order = order
         self.replicas: dict[str, Replica] = {}
         self._house = house
+        self._room = 0
         self._scale = Scale()
         self._change_reason = ""
         self._failures = 0
@@ -86,7 +87,10 @@ class Backend:
             self._failures, self._not_before = 0, -math.inf
         self.order = order
         self._door.key = order.engine_api_key.get_secret_value().encode()
+        # What an engine takes is read once: it is asked for with every request.
+        self._room = self._house.slots(order)
         if order.serverless is not None:
+            self._room = order.serverless.scaling.concurrency
             self._door.longest_s = self._house.clock.real(order.serverless.scaling.timeout)
 
     # --- decisions ---
@@ -202,7 +206,6 @@ class Backend:
 
     def arrived(self) -> None:
         self._house.traffic.note(self._house.clock.now())
-        self._house.wake()
 
     async def admit(self) -> Replica:
         replica = None if self._waiting else self._free()
@@ -260,13 +263,8 @@ class Backend:
 
     def _free(self) -> Replica | None:
         """Return a replica with room: of spot the least busy; of serverless the busiest, so that others can end."""
-        if self.order.serverless is not None:
-            room = self.order.serverless.scaling.concurrency
-            sign = -1
-        else:
-            room = self._house.slots(self.order)
-            sign = 1
-        free = [r for r in self.replicas.values() if r.state is State.READY and r.inflight < room]
+        sign = 1 if self.order.spot is not None else -1
+        free = [r for r in self.replicas.values() if r.state is State.READY and r.inflight < self._room]
         return min(free, key=lambda r: sign * r.inflight, default=None)
 
     # --- what a hand does ---

@@ -1,7 +1,8 @@
 """A process of this machine that outlives its starter: at most one for each folder, found again by any other process.
 
 It holds the lock of its folder from before its first instruction until its end: it gets it from whoever starts it,
-open and locked. So of two that start it at once one does, and a lock that can be had means that nothing runs.
+open and locked. So of two that start it at once one does, and a lock that can be had means that nothing runs. The
+leashes of a fleet's engines inherit it: where the fleet was killed, the next one starts when its engines are gone.
 """
 
 from __future__ import annotations

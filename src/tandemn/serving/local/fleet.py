@@ -28,15 +28,16 @@ from tandemn.serving.local.scaling import Traffic, backoff_s
 if TYPE_CHECKING:
     from tandemn.protocol.replicas import Market
     from tandemn.serving.local.folder import FleetFolder
-    from tandemn.serving.local.orders import Order
+    from tandemn.serving.local.orders import BackendReport, Order
     from tandemn.settings import Settings
 
 #: Between two looks at orders and delays, in real seconds; what happens within is acted on at once.
 TICK_S = 0.2
 #: The same at a clock that runs faster.
 SHORTEST_TICK_S = 0.02
-#: The report is written this often although nothing has changed, in real seconds: it is also the sign of life.
-REPORT_S = 2.0
+#: The report is written this often although nothing but the load has changed, in real seconds: it is also the sign
+#: of life.
+REPORT_S = 1.0
 #: Between two looks at whether the deployment's router lives, in real seconds.
 ROUTER_S = 0.5
 #: One that has lived for so long had started well, in real seconds.
@@ -68,7 +69,7 @@ class Fleet:
         self._awake = asyncio.Event()
         self._is_told_to_end = False
         self._router = RouterFolder(settings, folder.path.name)
-        self._reported: FleetReport | None = None
+        self._told: dict[Market, BackendReport] | None = None
         self._reported_at = 0.0
 
     def slots(self, order: Order) -> int:
@@ -176,8 +177,8 @@ class Fleet:
     def _report(self) -> None:
         backends = {market: backend.report() for market, backend in self._backends.items()}
         report = FleetReport(pid=os.getpid(), at=self.clock.now(), backends=backends)
-        is_same = self._reported is not None and self._reported.backends == backends
-        if is_same and time.monotonic() - self._reported_at < REPORT_S:
+        told = {market: backend.without_load() for market, backend in backends.items()}
+        if told == self._told and time.monotonic() - self._reported_at < REPORT_S:
             return
         try:
             self._folder.write_report(report)
@@ -185,7 +186,7 @@ class Fleet:
             # A full disk must not end the service.
             _log.error("the report was not written", error=exc.strerror)
             return
-        self._reported, self._reported_at = report, time.monotonic()
+        self._told, self._reported_at = told, time.monotonic()
 
 
 def _port(url: str | None) -> int:

@@ -89,6 +89,12 @@ class BackendReport(BaseModel):
     ready: int = 0
     replicas: list[ReplicaReport] = Field(default_factory=list)
 
+    def without_load(self) -> BackendReport:
+        """What changes seldom: under load, requests in flight change all the time."""
+        return self.model_copy(
+            update={"replicas": [each.model_copy(update={"inflight": 0}) for each in self.replicas]}
+        )
+
 
 class FleetReport(BaseModel):
     """`status.json`."""
