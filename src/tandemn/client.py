@@ -235,6 +235,10 @@ class UserClient(_Http):
         """Plan a job without submitting it. Raises Infeasible with what would make it feasible."""
         return await self._call("POST", "/api/plans", plans.PlanAnswer, spec, total_s=PLAN_S)
 
+    async def cloud_of(self, spec: jobs.JobSpec) -> plans.CloudChoice:
+        """Ask where a job would run. The first one that has to ask SkyPilot starts its server, which takes a while."""
+        return await self._call("POST", "/api/plans/cloud", plans.CloudChoice, spec, total_s=PLAN_S)
+
     async def quota(self, regions: list[str]) -> plans.QuotaAnswer:
         """Read AWS's vCPU quotas, minus what is in use; no region means the catalog's."""
         params = {"region": ",".join(regions)} if regions else None

@@ -10,6 +10,7 @@ class EventKind(StrEnum):
 
     JOB_SUBMITTED = "job_submitted"
     JOB_PLANNED = "job_planned"
+    PLAN_FELL_BACK = "plan_fell_back"
     JOB_STATE = "job_state"
     JOB_PACED = "job_paced"
     BUDGET_REACHED = "budget_reached"
@@ -18,6 +19,7 @@ class EventKind(StrEnum):
     QUEUE_REBUILT = "queue_rebuilt"
     REPLICA_REQUESTED = "replica_requested"
     REPLICA_LAUNCHED = "replica_launched"
+    REPLICA_PLACED = "replica_placed"
     REPLICA_CALLED = "replica_called"
     REPLICA_READY = "replica_ready"
     REPLICA_BEGAN = "replica_began"

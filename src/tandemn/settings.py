@@ -75,6 +75,12 @@ class Settings(BaseSettings):
     """Seconds that a replica waits for room in a full object store before its job is ended."""
     vllm_command: str | None = None
     """The `vllm` executable, where it is not the one on PATH (it lives in an environment of its own)."""
+    cloud: str | None = None
+    """Where jobs run that name no cloud; unset: on what SkyPilot has access to, else on this machine."""
+    cloud_look_s: float = Field(default=15.0, gt=0)
+    """How often clouds are asked whether replicas are still there."""
+    skypilot_image: str | None = None
+    """A Docker image with vLLM in it, for replicas in clouds; unset: each installs vLLM itself."""
     skypilot_python: str | None = None
     """The Python that has SkyPilot, where it is not that of the `sky` command on PATH."""
     engine_api_key: SecretStr | None = None
@@ -95,6 +101,12 @@ class Settings(BaseSettings):
     """How long a callback that Koi does not take is kept and tried again."""
     koi_heartbeat_s: float = Field(default=30.0, gt=0)
     """How often Koi is told that a launch goes on."""
+    nodes: int = Field(default=1, ge=1)
+    """Machines that this replica spans."""
+    node_rank: int = Field(default=0, ge=0)
+    """Which of them this one is; 0 is the head, where the runner works."""
+    head_address: str | None = None
+    """Where the others find the head."""
     spot_notices: bool = False
     """Whether a runner asks the metadata service for preemptions; set on AWS spot instances."""
     replica_token: SecretStr | None = None

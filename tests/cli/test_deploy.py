@@ -186,7 +186,7 @@ def test_wait_ends_with_the_jobs_exit_code(end, code, plane, lines, tandemn):
     result = tandemn("deploy", "m", lines, "--slo", "1", "--wait")
     assert result.code == code
     shown = result.out.splitlines()
-    assert shown[0] == "job job-1 submitted"
+    assert shown[0] == "job job-1 submitted on this machine (no cloud is set up)"
     assert shown[1].startswith("running -, deadline in 1h")
     assert f"job-1 {end.state}" in result.out
 

@@ -18,9 +18,13 @@ class Faults:
     boot_s: float = 0.0
     """How long a cluster takes to come up."""
     unavailable: list[str] = field(default_factory=list)
-    """Where (`aws/us-east-1/us-east-1a`) or of which GPU nothing can be had."""
+    """Where nothing can be had: `aws`, `aws/us-east-1`, `aws/us-east-1/us-east-1a`."""
     error: dict[str, Any] | None = None
     """What every launch fails of: `{"type": …, "message": …}`."""
+    command: str | None = None
+    """What SkyPilot says of the clusters' commands: `FAILED_SETUP`."""
+    slow_starts: int = 0
+    """How often the API server does not come up in time."""
     refuse: dict[str, str] = field(default_factory=dict)
     """Function -> class of the error that it gives."""
 
@@ -38,6 +42,7 @@ class FakeSky:
             "FAKE_SKY": str(folder),
             "PYTHONPATH": str(PACKAGE),
             "HOME": str(folder / "home"),
+            "PATH": f"{PACKAGE / 'bin'}:{os.environ['PATH']}",
         }
 
     def python(self) -> str:

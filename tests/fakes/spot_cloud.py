@@ -23,6 +23,7 @@ from tandemn.control.store.chunk_table import SqlChunkTable
 from tandemn.control.store.database import Database
 from tandemn.errors import NoCapacity
 from tandemn.events import EventKind
+from tandemn.fleet.launchers.launcher import Sighting
 from tandemn.fleet.reconcile import Presence
 from tandemn.objects import ObjectStore
 from tandemn.prices import Price
@@ -74,6 +75,9 @@ class SpotCloud:
     def alive(self) -> dict[str, Machine]:
         return {name: each for name, each in self.machines.items() if each.ended_at is None}
 
+    def check(self) -> None:
+        """It is always there."""
+
     def room(self) -> int:
         return 100
 
@@ -92,8 +96,11 @@ class SpotCloud:
     def living(self) -> list[Handle]:
         return [{"name": name} for name in self.alive()]
 
-    def observe(self, handles: Sequence[Handle]) -> list[Presence]:
-        return [Presence.THERE if each["name"] in self.alive() else Presence.GONE for each in handles]
+    def observe(self, handles: Sequence[Handle]) -> list[Sighting]:
+        alive = self.alive()
+        return [
+            Sighting(presence=Presence.THERE if each["name"] in alive else Presence.GONE) for each in handles
+        ]
 
     def stop(self, handle: Handle) -> None:
         self.terminate(handle)

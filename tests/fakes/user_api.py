@@ -14,7 +14,7 @@ from aiohttp import BodyPartReader, web
 
 from tandemn import __version__
 from tandemn.errors import Conflict, NotAllowed, NotFound, TandemnError
-from tandemn.protocol import deployments, handshake, jobs, keys, openai
+from tandemn.protocol import deployments, handshake, jobs, keys, openai, plans
 from tandemn.protocol import errors as wire
 
 
@@ -119,6 +119,8 @@ class FakeControlPlane:
         self.plan: deployments.DeploymentPlan | None = None
         self.endpoint = ""
         self.cost: jobs.CostReport | None = None
+        self.cloud = plans.CloudChoice(cloud="local", reason="no cloud is set up")
+        self.job_plan: plans.PlanAnswer | None = None
         self.calls: list[tuple[str, str, Any]] = []
         self.keys: set[str | None] = set()
         #: The one that it takes; None: it asks for none.
@@ -167,6 +169,8 @@ class FakeControlPlane:
                 web.post("/v1/files", self._upload),
                 web.delete("/v1/files/{id}", self._delete_file),
                 web.post("/api/jobs", self._submit),
+                web.post("/api/plans", self._plan_job),
+                web.post("/api/plans/cloud", self._cloud),
                 web.get("/api/jobs", self._list),
                 web.get("/api/cost", self._cost),
                 web.get("/api/jobs/{job}", self._job),
@@ -247,6 +251,13 @@ class FakeControlPlane:
     async def _delete_file(self, request: web.Request) -> web.Response:
         self.files.pop(request.match_info["id"])
         return _json(openai.FileDeleted(id=request.match_info["id"]))
+
+    async def _plan_job(self, _request: web.Request) -> web.Response:
+        assert self.job_plan is not None
+        return _json(self.job_plan)
+
+    async def _cloud(self, _request: web.Request) -> web.Response:
+        return _json(self.cloud)
 
     async def _submit(self, request: web.Request) -> web.Response:
         first, *later = self.on_submit

@@ -53,7 +53,7 @@ def test_add_kill_and_swap_say_what_they_did_and_nothing_undoes_them(house):
     added = tell(house, "add", job, "1", "--gpu", "H100", "--tp", "2", "--on-demand")
     assert added["new"] == [f"{job}-r2"]
     assert added["config"] | {"region": None} == {
-        "gpu": "H100", "tp": 2, "pp": 1, "market": "on-demand", "region": None,
+        "gpu": "H100", "tp": 2, "pp": 1, "dp": 1, "nodes": 1, "market": "on-demand", "region": None, "regions": [],
     }  # fmt: skip
     house.wait_for(lambda: len(watch.computing(house, job)) == 3)
     assert {each["config"]["gpu"] for each in watch.computing(house, job)} == {"L4", "H100"}

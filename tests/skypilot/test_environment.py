@@ -70,7 +70,7 @@ def test_waiting_calls_do_not_hold_others_up(sky, fake):
 def test_errors_say_what_the_caller_can_do(sky, fake):
     fake.fail(Faults(unavailable=["aws/us-east-1"]))
     request = sky.call("launch", answer="request", task=task(TASK), cluster_name="tandemn-a")
-    with pytest.raises(NoCapacity, match="aws/us-east-1 for L4: out of capacity"):
+    with pytest.raises(NoCapacity, match="aws/us-east-1: out of capacity"):
         sky.call("get", request_id=request)
     with pytest.raises(NotFound) as caught:
         sky.call("down", cluster_name="tandemn-b")
@@ -87,6 +87,15 @@ def test_an_answer_that_does_not_come_is_retryable(sky, fake):
     with pytest.raises(Retryable) as caught:
         sky.call("get", within_s=0.2, request_id=request)
     assert caught.value.code == "skypilot_silent"
+
+
+def test_an_api_server_that_is_slow_to_start_is_tried_again_a_few_times(sky, fake):
+    fake.fail(Faults(slow_starts=2))
+    assert sky.call("api_info") == {"status": "healthy"}
+    fake.fail(Faults(slow_starts=3))
+    with pytest.raises(Retryable) as caught:
+        sky.call("api_info")
+    assert caught.value.code == "skypilot_unavailable"
 
 
 def test_a_worker_that_died_is_replaced_and_the_request_is_still_there(sky, fake):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -122,7 +123,7 @@ def deploy(
     """Run a batch job (MODEL INPUT --slo), or deploy an endpoint (MODEL --gpu).
 
     A job: each line of INPUT is one request in OpenAI's batch format. Returns when input and model have been
-    checked; with --wait (or -o) when the job has ended.
+    checked; with --wait (or -o) when the job has ended. In a cloud, a terminal sees plan and price first and is asked.
 
     A deployment: one OpenAI-compatible endpoint over serverless and spot replicas. Shows what it costs and asks
     first (a terminal; --yes does not). Returns with the endpoint and its key as soon as one backend answers.
@@ -137,6 +138,7 @@ def deploy(
     Examples:
         tandemn deploy demo/tiny requests.jsonl --slo 4h
         tandemn deploy demo/tiny requests.jsonl --slo 30m --cloud local --replicas 2 -o answers.jsonl
+        tandemn deploy Qwen/Qwen3-32B requests.jsonl --slo 4h --cloud aws --gpu H100 --tp 2 --on-demand --yes
         tandemn deploy demo/tiny s3://bucket/requests.jsonl --slo 4 --json
         tandemn deploy --model demo/tiny --gpu cpu --cloud local
         tandemn deploy --model Qwen/Qwen3-0.6B --gpu L4 --serverless-provider modal -- --seed 1
@@ -180,5 +182,7 @@ def deploy(
         job.check_input(Path(source))
     if output is not None:
         answers.check_output(output)
-    waiting = wait or output is not None
-    return asyncio.run(job.deploy_job(spec, source, output, is_waiting=waiting, as_json=as_json))
+    asking, waiting = not yes and sys.stdin.isatty(), wait or output is not None
+    return asyncio.run(
+        job.deploy_job(spec, source, output, is_asking=asking, is_waiting=waiting, as_json=as_json)
+    )

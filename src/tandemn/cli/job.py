@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tandemn.cli import answers, report
+from tandemn.cli.agreement import agrees
 from tandemn.cli.connection import connect
 from tandemn.cli.display import job_display, upload_display
 from tandemn.cli.follow import follow, is_planned
@@ -17,6 +18,8 @@ from tandemn.client import UserClient
 from tandemn.errors import InvalidInput, TandemnError
 from tandemn.protocol.jobs import JobSpec, JobState, JobStatus
 
+#: The cloud that is this machine: nothing is asked there.
+LOCAL = "local"
 #: Where an input may lie that the control plane reads itself.
 REMOTE_SCHEMES = ("s3://", "gs://", "az://")
 #: How long the clean-up after a failed submit may take.
@@ -69,14 +72,26 @@ def slo_s(text: str | None) -> float:
 
 
 async def deploy_job(
-    spec: JobSpec, source: str, output: Path | None, *, is_waiting: bool, as_json: bool
+    spec: JobSpec, source: str, output: Path | None, *, is_asking: bool, is_waiting: bool, as_json: bool
 ) -> int:
-    """Submit a job, and with `is_waiting` see it through; return the exit code."""
+    """Submit a job, and with `is_waiting` see it through; return the exit code.
+
+    With `is_asking`, whoever sits there sees first what costs money, and is asked.
+    """
     async with connect() as client:
-        submitted, file_id = await _submit(client, spec, source)
+        where = ""
+        if spec.cloud is None:
+            choice = await client.cloud_of(spec)
+            place = "on this machine" if choice.cloud == LOCAL else f"to {choice.cloud}"
+            where = f" {place} ({choice.reason})"
+            spec = spec.model_copy(update={"cloud": choice.cloud})
+        submitted, file_id = await _submit(client, spec, source, is_asking=is_asking and spec.cloud != LOCAL)
+        if submitted is None:
+            note("nothing was launched")
+            return 1
         job_id = submitted.job_id
         if not as_json:
-            say(f"job {job_id} submitted")
+            say(f"job {job_id} submitted{where}")
         try:
             status = await follow(client, job_id, until=is_planned)
             if file_id is not None and status.state is JobState.FAILED:
@@ -90,14 +105,27 @@ async def deploy_job(
             return _detached(job_id, is_waiting=is_waiting, as_json=as_json)
 
 
-async def _submit(client: UserClient, spec: JobSpec, source: str) -> tuple[JobStatus, str | None]:
-    """Return the job, and the id of the file that was uploaded for it."""
+async def _submit(
+    client: UserClient, spec: JobSpec, source: str, *, is_asking: bool
+) -> tuple[JobStatus | None, str | None]:
+    """Return the job, None where its plan was not agreed to, and the id of the file that was uploaded for it."""
     if is_remote(source):
-        return await client.submit(spec.model_copy(update={"input_url": source})), None
+        spec = spec.model_copy(update={"input_url": source})
+        if is_asking and not await agrees(client, spec):
+            return None, None
+        return await client.submit(spec), None
     path = Path(source)
     with upload_display(path) as count:
         file = await client.upload(path, on_bytes=count)
-    submission = asyncio.ensure_future(client.submit(spec.model_copy(update={"input_file_id": file.id})))
+    spec = spec.model_copy(update={"input_file_id": file.id})
+    try:
+        if is_asking and not await agrees(client, spec):
+            await _forget_upload(client, file.id)
+            return None, None
+    except BaseException:  # Ctrl-C at the question, too, leaves nothing behind
+        await _forget_upload(client, file.id)
+        raise
+    submission = asyncio.ensure_future(client.submit(spec))
     try:
         # Ctrl-C waits for the answer here: a job that was submitted must be known by its id.
         return await asyncio.shield(submission), file.id

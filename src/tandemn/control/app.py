@@ -30,6 +30,7 @@ from tandemn.control.api import (
     upkeep,
 )
 from tandemn.control.api.dependencies import same_route
+from tandemn.control.clouds import Clouds
 from tandemn.control.courier import Courier
 from tandemn.control.embedded_redis import EmbeddedRedis
 from tandemn.control.leadership import Leadership, LeaderTask, this_process, while_leading
@@ -100,6 +101,7 @@ async def open_services(settings: Settings, *, server_url: str) -> AsyncIterator
         with suppress(RuntimeError):  # the loop is closed: nobody is left to be told
             loop.call_soon_threadsafe(pulse.beat, "*")
 
+    clouds = Clouds(settings, server_url=settings.public_url or server_url, on_change=on_replica_end)
     services = Services(
         settings=settings,
         clock=clock,
@@ -113,8 +115,10 @@ async def open_services(settings: Settings, *, server_url: str) -> AsyncIterator
                 settings.local_slots,
                 usd_per_hour=settings.local_usd_per_hour,
                 on_end=on_replica_end,
-            )
+            ),
+            **clouds.launchers,
         },
+        clouds=clouds,
         leadership=Leadership(
             database,
             this_process(settings.public_url or server_url),
@@ -136,6 +140,7 @@ async def open_services(settings: Settings, *, server_url: str) -> AsyncIterator
         yield services
     finally:
         await services.providers.close()
+        await asyncio.to_thread(clouds.close)
         await queue.aclose()
         await asyncio.to_thread(database.close)
 

@@ -213,7 +213,7 @@ async def _end_replicas(services: Services) -> None:
     end = asyncio.get_running_loop().time() + REPLICAS_S
     while asyncio.get_running_loop().time() < end:
         seen = await asyncio.to_thread(launcher.observe, handles)
-        if Presence.THERE not in seen:
+        if all(each.presence is not Presence.THERE for each in seen):
             return
         await asyncio.sleep(0.1)
     for handle in handles:

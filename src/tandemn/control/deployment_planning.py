@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tandemn.control.access import restrictions
-from tandemn.control.planning import SKYPILOT_CATALOGS
 from tandemn.control.store import deployments
 from tandemn.control.store.deployments import Plans, changed_fields
 from tandemn.errors import InvalidInput, MissingDependency, NotFound, TandemnError
 from tandemn.ledger import budget
 from tandemn.placement.catalog.gpus import gpu_named
-from tandemn.placement.catalog.skypilot import load_offers
+from tandemn.placement.catalog.skypilot import CATALOGS, load_offers
 from tandemn.placement.deployments import DeploymentOption, deployment_options, to_json
 from tandemn.placement.models import shape_of
 from tandemn.placement.throughput import RooflinePredictor
@@ -143,7 +143,7 @@ def _options(
         return (), [f"whether the model fits {spec.gpu_count} x {spec.gpu} is not known: {exc.message}"]
     options = deployment_options(
         shape,
-        load_offers(SKYPILOT_CATALOGS.expanduser()),
+        load_offers(Path.home() / CATALOGS),
         RooflinePredictor(),
         context=spec.max_model_len,
         gpu=None if is_auto else spec.gpu,

@@ -300,7 +300,10 @@ def _changed(
 ) -> ReplicaConfig:
     config = ReplicaConfig.model_validate(job.groups[group]["config"])
     changes: dict[str, Any] = {"market": market}
-    changes |= {name: value for name in ("gpu", "tp", "pp") if (value := getattr(request, name)) is not None}
+    asked = {name: value for name in ("gpu", "tp", "pp") if (value := getattr(request, name)) is not None}
+    if asked:
+        # What a plan found fit for the machines of another shape says nothing of these.
+        changes |= {"dp": 1, "nodes": 1, "regions": ()} | asked
     changed = config.model_copy(update=changes)
     check_local(job.cloud, job.engine, changed)
     return changed

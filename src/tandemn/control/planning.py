@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tandemn.batch.input_process import validate_input
 from tandemn.control import advice
+from tandemn.control.clouds import ANY
 from tandemn.control.inputs import open_input
 from tandemn.control.store import files
 from tandemn.control.submission import check_spec
@@ -21,7 +21,6 @@ from tandemn.koi.weighing import weigh
 from tandemn.placement import plan as placement
 from tandemn.placement.candidates import Wish
 from tandemn.placement.catalog.gpus import gpu_named
-from tandemn.placement.catalog.skypilot import load_offers
 from tandemn.placement.models import shape_of
 from tandemn.placement.quota import free_vcpus
 from tandemn.placement.throughput import RooflinePredictor
@@ -29,7 +28,7 @@ from tandemn.placement.workload import Lengths, SubmitCounts, workload_of
 from tandemn.protocol.plans import PlanAnswer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from tandemn.batch.input import InputReport
     from tandemn.control.access.rules import Caller
@@ -42,9 +41,7 @@ if TYPE_CHECKING:
     from tandemn.placement.quota import Quota
     from tandemn.placement.workload import Workload
     from tandemn.protocol.jobs import JobSpec
-
-#: Where SkyPilot keeps its catalogs.
-SKYPILOT_CATALOGS = Path("~/.sky/catalogs")
+    from tandemn.protocol.plans import KoiAdvice
 
 
 async def plan(services: Services, spec: JobSpec, caller: Caller) -> PlanAnswer:
@@ -79,20 +76,30 @@ async def plan(services: Services, spec: JobSpec, caller: Caller) -> PlanAnswer:
             code=first.code,
             param="input",
         )
-    needs = await asyncio.to_thread(_needs, services, spec, report, caller)
+    needs = await asyncio.to_thread(
+        needs_of, services, spec, _counts(report), may_be_file=caller.sees is None
+    )
+    planned, koi = await weighed_plan(services, spec, needs, job_id=None)
+    return _answer(planned, needs).model_copy(update={"koi": koi})
+
+
+async def weighed_plan(
+    services: Services, spec: JobSpec, needs: Needs, *, job_id: str | None
+) -> tuple[Plan, KoiAdvice | None]:
+    """Plan what is needed; with Koi, weigh its recommendation against that. Raises Infeasible."""
     own, asked = await asyncio.gather(
-        asyncio.to_thread(_own_plan, needs, spec), _ask(services, spec, needs, job_id=None)
+        asyncio.to_thread(_own_plan, needs, spec), _ask(services, spec, needs, job_id=job_id)
     )
     if asked is None:
-        return _answer(_or_raise(own), needs)
+        return _or_raise(own), None
     weighed = await asyncio.to_thread(
         weigh, own, asked, partial(_plan_of_choice, needs, spec), follow=spec.advisor == "koi"
     )
-    return _answer(weighed.plan, needs).model_copy(update={"koi": weighed.advice})
+    return weighed.plan, weighed.advice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Needs:
+class Needs:
     """What a plan is made from."""
 
     shape: ModelShape
@@ -102,21 +109,25 @@ class _Needs:
     warnings: list[str]
 
 
-def _needs(services: Services, spec: JobSpec, report: InputReport, caller: Caller) -> _Needs:
-    offers = load_offers(SKYPILOT_CATALOGS.expanduser())
-    if spec.cloud is not None:
-        offers = tuple(offer for offer in offers if offer.provider == spec.cloud)
+def needs_of(services: Services, spec: JobSpec, counts: SubmitCounts, *, may_be_file: bool) -> Needs:
+    """Gather what a plan of counted requests is made from."""
+    offers = offers_on(services, spec.cloud)
     quotas, warnings = _quotas(services, offers)
-    return _Needs(
-        shape=shape_of(spec.model, may_be_file=caller.sees is None),
-        workload=workload_of(_counts(report), max_output_tokens=spec.max_output_tokens),
+    return Needs(
+        shape=shape_of(spec.model, may_be_file=may_be_file),
+        workload=workload_of(counts, max_output_tokens=spec.max_output_tokens),
         offers=offers,
         quotas=quotas,
         warnings=warnings,
     )
 
 
-def _own_plan(needs: _Needs, spec: JobSpec) -> Plan | Infeasible:
+def offers_on(services: Services, cloud: str | None) -> tuple[Offer, ...]:
+    """What can be rented there, by the catalogs that there are."""
+    return tuple(services.clouds.offers(cloud))
+
+
+def _own_plan(needs: Needs, spec: JobSpec) -> Plan | Infeasible:
     try:
         return _plan(needs, spec, _wish(spec), needs.offers)
     except Infeasible as exc:
@@ -129,13 +140,13 @@ def _or_raise(plan: Plan | Infeasible) -> Plan:
     return plan
 
 
-def _plan_of_choice(needs: _Needs, spec: JobSpec, choice: Choice) -> Plan:
+def _plan_of_choice(needs: Needs, spec: JobSpec, choice: Choice) -> Plan:
     """Plan as if the user had asked for Koi's choice by flags, and without --force."""
     wish = _wish(overridden(spec, choice).model_copy(update={"force": False}))
     return _plan(needs, spec, wish, tuple(offer for offer in needs.offers if choice.allows(offer)))
 
 
-def _plan(needs: _Needs, spec: JobSpec, wish: Wish, offers: Sequence[Offer]) -> Plan:
+def _plan(needs: Needs, spec: JobSpec, wish: Wish, offers: Sequence[Offer]) -> Plan:
     return placement.plan_job(
         needs.shape,
         needs.workload,
@@ -148,13 +159,13 @@ def _plan(needs: _Needs, spec: JobSpec, wish: Wish, offers: Sequence[Offer]) -> 
     )
 
 
-def _answer(plan: Plan, needs: _Needs) -> PlanAnswer:
+def _answer(plan: Plan, needs: Needs) -> PlanAnswer:
     answer = PlanAnswer.model_validate(placement.to_json(plan))
     return answer.model_copy(update={"warnings": [*answer.warnings, *needs.warnings]})
 
 
 async def _ask(
-    services: Services, spec: JobSpec, needs: _Needs, *, job_id: str | None
+    services: Services, spec: JobSpec, needs: Needs, *, job_id: str | None
 ) -> Recommendation | Unused | None:
     wish, workload = _wish(spec), needs.workload
     return await advice.ask(
@@ -177,7 +188,7 @@ async def resources_at_hand(services: Services) -> Resources:
     """List everything that can be rented, and the quotas that are known."""
 
     def read() -> Resources:
-        offers = load_offers(SKYPILOT_CATALOGS.expanduser())
+        offers = offers_on(services, ANY)
         quotas, notes = _quotas(services, offers)
         return resources(offers, quotas, notes=notes, now=services.clock.now())
 
@@ -198,16 +209,29 @@ def _wish(spec: JobSpec) -> Wish:
 
 
 def _counts(report: InputReport) -> SubmitCounts:
-    prompts, limits = report.prompt_chars, report.output_limits
+    return submit_counts(
+        report.requests, asdict(report.prompt_chars), asdict(report.output_limits), report.url
+    )
+
+
+def submit_counts(
+    requests: int, prompts: Mapping[str, Any], limits: Mapping[str, Any], endpoint: str | None
+) -> SubmitCounts:
+    """What validation counted, as the placement takes it."""
     return SubmitCounts(
-        requests=report.requests,
+        requests=requests,
         # The longest prompt is not counted at submit; twice the 95th percentile stands for it.
         characters=Lengths(
-            mean=prompts.mean, p50=prompts.p50, p95=prompts.p95, largest=max(2 * prompts.p95, prompts.p50)
+            mean=prompts["mean"],
+            p50=prompts["p50"],
+            p95=prompts["p95"],
+            largest=max(2 * prompts["p95"], prompts["p50"]),
         ),
-        answer_limits=Lengths(mean=limits.mean, p50=limits.mean, p95=limits.max, largest=limits.max),
-        with_limit=limits.given,
-        is_embedding=report.url == "/v1/embeddings",
+        answer_limits=Lengths(
+            mean=limits["mean"], p50=limits["mean"], p95=limits["max"], largest=limits["max"]
+        ),
+        with_limit=limits["given"],
+        is_embedding=endpoint == "/v1/embeddings",
     )
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tandemn.batch.leases import LeaseDesk
     from tandemn.batch.redis_queue import RedisQueue
     from tandemn.clock import Clock
+    from tandemn.control.clouds import Clouds
     from tandemn.control.leadership import Leadership
     from tandemn.control.providers import Providers
     from tandemn.control.store.database import Database
@@ -53,6 +54,7 @@ class Services:
     queue: RedisQueue
     desk: LeaseDesk
     launchers: Mapping[str, Launcher]
+    clouds: Clouds
     leadership: Leadership
     providers: Providers
     keyring: Keyring

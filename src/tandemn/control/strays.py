@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tandemn.control.store import deployments
-from tandemn.errors import TandemnError
+from tandemn.control.stray_clusters import CLUSTER, SKYPILOT, Clusters, clusters, known
+from tandemn.errors import MissingDependency, TandemnError
 from tandemn.protocol.deployments import BackendState
 from tandemn.protocol.upkeep import StrayReport, StrayView
 from tandemn.serving.providers.adapters import hosts, providers
@@ -38,7 +40,7 @@ class Source:
 
     kind: str
     name: str
-    opened: Provider | RouterHost | None
+    opened: Provider | RouterHost | Clusters | None
     reason: str = ""
 
 
@@ -68,7 +70,7 @@ async def collect(services: Services, remote_names: Collection[str]) -> StrayRep
 
 async def _found(
     services: Services,
-) -> tuple[StrayReport, dict[tuple[str, str], Provider | RouterHost]]:
+) -> tuple[StrayReport, dict[tuple[str, str], Provider | RouterHost | Clusters]]:
     # First what is there, then what is known: whatever is made meanwhile has its record before it exists.
     sources = await _sources(services)
     listed = await asyncio.gather(*(_listed(each) for each in sources))
@@ -107,6 +109,8 @@ async def _sources(services: Services) -> list[Source]:
             found.append(Source(kind=ROUTER, name=name, opened=host))
         except TandemnError as exc:
             found.append(Source(kind=ROUTER, name=name, opened=None, reason=exc.message))
+    with suppress(MissingDependency):  # without SkyPilot there never was one
+        found.append(Source(kind=CLUSTER, name=SKYPILOT, opened=clusters(services)))
     return found
 
 
@@ -134,10 +138,10 @@ def _known(connection: Connection) -> set[Identity]:
                 found.add((BACKEND, plan.provider, plan.remote_name, plan.place))
             else:
                 found.add((ROUTER, plan.host, plan.remote_name, plan.place))
-    return found
+    return found | {(CLUSTER, SKYPILOT, name, "") for name in known(connection)}
 
 
-async def _deleted(opened: Provider | RouterHost, stray: StrayView) -> str | None:
+async def _deleted(opened: Provider | RouterHost | Clusters, stray: StrayView) -> str | None:
     """Delete it until its provider says that it is gone; None: it is, else why not."""
     reason = "its provider has not said yet that it is gone"
     for attempt in range(TRIES):

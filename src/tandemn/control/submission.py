@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from tandemn.control import names
 from tandemn.control.access import restrictions
+from tandemn.control.cloud_choice import choose_cloud
 from tandemn.control.store import files, jobs
 from tandemn.errors import InvalidInput
 from tandemn.fleet.engines.engine import EngineName
@@ -29,14 +30,7 @@ async def submit(services: Services, spec: JobSpec, caller: Caller) -> str:
     Raises:
         InvalidInput: a cloud, engine or input that there is not.
     """
-    cloud = spec.cloud or "local"
-    if cloud not in services.launchers:
-        raise InvalidInput(
-            f"no cloud called {cloud!r} is set up here",
-            code="unknown_cloud",
-            param="cloud",
-            next_step=f"set up: {', '.join(services.launchers)}",
-        )
+    cloud = (await choose_cloud(services, spec)).cloud
     if spec.engine is not None and spec.engine not in list(EngineName):
         raise InvalidInput(
             f"no engine called {spec.engine!r}",
@@ -44,7 +38,7 @@ async def submit(services: Services, spec: JobSpec, caller: Caller) -> str:
             param="engine",
             next_step=f"engines: {', '.join(EngineName)}",
         )
-    check_spec(services, spec, caller)
+    check_spec(services, spec.model_copy(update={"cloud": cloud}), caller)
     job_id = names.new_job_id()
     now = services.clock.now()
 

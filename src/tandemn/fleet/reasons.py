@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from tandemn.protocol.replicas import Market, ReasonCode, ReplicaState
 
 #: Error codes of a launch that found nothing to rent: try another place, market or GPU.
-NO_CAPACITY_CODES = frozenset({"no_capacity", "quota_exceeded", "offer_unavailable"})
+NO_CAPACITY_CODES = frozenset({"no_capacity", "quota_exceeded", "offer_unavailable", "offer_unsupported"})
 #: Error codes of a runner that lost its control plane, or a control plane that lost its runner.
 _SILENCE_CODES = frozenset({"server_silent"})
 #: What engines and the kernel print when memory does not suffice: CUDA and ROCm, vLLM's profiling run,

@@ -24,6 +24,8 @@ SILENT_S = 90.0
 HELLO_S = 1800.0
 #: How long a stopping replica has for storing what it finished before it is ended by force.
 STOP_GRACE_S = 20.0
+#: The same for one that was never heard of: it has nothing to store, and may be a machine that is still booting.
+UNHEARD_GRACE_S = 2.0
 #: How long a draining replica may work on the chunks that it holds.
 DRAIN_GRACE_S = 1800.0
 #: Failures in a row, without one answer in between, after which a group is given up.
@@ -37,7 +39,21 @@ BACKOFF_S = (1.0, 60.0)
 CAPACITY_BACKOFF_S = 300.0
 
 #: Failures that every further replica would repeat: the first one ends the job.
-FATAL_CODES = frozenset({"model_not_found", "missing_dependency", "invalid_input", "store_full"})
+FATAL_CODES = frozenset(
+    {
+        "model_not_found",
+        "missing_dependency",
+        "invalid_input",
+        "store_full",
+        "cloud_credentials",
+        "cluster_owner",
+        "cluster_mismatch",
+        "skypilot_access",
+        "skypilot_missing",
+        "skypilot_refused",
+        "skypilot_version",
+    }
+)
 
 
 class Presence(StrEnum):
@@ -48,6 +64,14 @@ class Presence(StrEnum):
     UNKNOWN = "unknown"
     ELSEWHERE = "elsewhere"
     """On a machine that this control plane cannot look at: only its own calls tell that it lives."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchFailure:
+    """Why a launch came to nothing, as its launcher saw it after the launch had been taken."""
+
+    code: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +100,7 @@ class Replica:
     reason: str | None = None
     condemned: ReasonCode | None = None
     """Why it was ended by force, where that was no order's doing."""
+    launch_failure: LaunchFailure | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +110,18 @@ class Swap:
     state: str
     new_group: int
     threshold: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Walk:
+    """How far a group has come on its plan's list of offers."""
+
+    left: int = 0
+    """Fallbacks that have not been tried."""
+    since: float = 0.0
+    """When the present one became the group's: failures of replicas asked for before say nothing about it."""
+    tried: tuple[str, ...] = ()
+    """What could not be had, and why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +136,8 @@ class Fleet:
     """False once the job is sealed, cancelled or done: end everything."""
     persist: bool = False
     """Leave running replicas be when they are not needed any more."""
+    walks: tuple[Walk | None, ...] = ()
+    """By group; None, or a group beyond its end: it was not planned, so that there is no list to walk."""
     may_start: int = 1_000_000
     """How many more replicas the launcher has room for."""
 
@@ -151,6 +190,14 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FallBack:
+    """Go on with the group's next fallback: what it was to run on cannot be had."""
+
+    group: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GiveUp:
     """The job cannot go on."""
 
@@ -166,7 +213,7 @@ class MoveSwap:
     reason: str
 
 
-Action = Start | Order | Terminate | End | Request | GiveUp | MoveSwap
+Action = Start | Order | Terminate | End | Request | FallBack | GiveUp | MoveSwap
 
 
 def decide(fleet: Fleet, now: float) -> list[Action]:
@@ -243,7 +290,9 @@ def _stronger(orders: str, than: str) -> bool:
 
 def _disobeys(replica: Replica, now: float) -> str | None:
     if replica.stopping_at is not None:
-        grace = STOP_GRACE_S if replica.orders == "stop" else DRAIN_GRACE_S
+        grace = DRAIN_GRACE_S
+        if replica.orders == "stop" or not replica.said_hello:
+            grace = STOP_GRACE_S if replica.said_hello else UNHEARD_GRACE_S
         if now - replica.stopping_at > grace:
             return f"it did not end within {grace:.0f} s of being told to {replica.orders}"
     return None
@@ -268,6 +317,9 @@ def _ended(replica: Replica, unwanted: tuple[ReplicaState, str, str] | None, *, 
         return _end(replica, ReplicaState.FAILED, said, code=goodbye.code or "replica_failed")
     if unwanted is not None:
         return _end(replica, unwanted[0], unwanted[2])
+    failure = replica.launch_failure
+    if failure is not None:
+        return _end(replica, ReplicaState.FAILED, failure.reason, code=failure.code)
     if outcome == "completed" and replica.orders == "go_on" and needs_replicas:
         left = "it ended in order while chunks were left"
         return _end(replica, ReplicaState.FAILED, left, code="replica_left")
@@ -307,8 +359,16 @@ def _groups(fleet: Fleet, now: float) -> Iterator[Action]:
         missing = wanted - live
         if missing <= 0:
             continue
-        failures = failures_in_a_row(members)
+        walk = fleet.walks[group] if group < len(fleet.walks) else None
+        told = members if walk is None else [each for each in members if each.created_at >= walk.since]
+        failures = failures_in_a_row(told)
         last = failures[-1] if failures else None
+        if walk is not None and last is not None and last.code in NO_CAPACITY_CODES:
+            is_last_hope = live == 0 and not _others_alive(fleet, group) and not _has_worked(members)
+            step = _elsewhere(group, walk, last, is_last_hope=is_last_hope)
+            if step is not None:
+                yield step
+                continue
         if last is not None and _is_hopeless(failures) and (_is_fatal(last) or not _has_worked(members)):
             # The other groups may still do the work; the job is given up with its last hope.
             if live == 0 and not _others_alive(fleet, group):
@@ -331,6 +391,17 @@ def _wait_s(row: list[Replica]) -> float:
 def _fills_a_place(replica: Replica) -> bool:
     """Whether a replica counts as one of those wanted: it lives, and nobody has told it to go."""
     return not replica.state.has_ended and not replica.kill_requested and replica.orders == "go_on"
+
+
+def _elsewhere(group: int, walk: Walk, last: Replica, *, is_last_hope: bool) -> FallBack | GiveUp | None:
+    """What to do where the market has nothing of what a planned group should run on; None: wait for it."""
+    reason = last.reason or "none could be had"
+    if walk.left:
+        return FallBack(group=group, reason=reason)
+    if not is_last_hope:
+        return None
+    tried = "; ".join((*walk.tried, reason))
+    return GiveUp(code=last.code or "no_capacity", reason=f"nothing that the plan has could be had: {tried}")
 
 
 def failures_in_a_row(members: list[Replica]) -> list[Replica]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tandemn import prices
 from tandemn.events import EventKind
-from tandemn.ledger.entries import Ended, Fact, Part, RuleName, Started
+from tandemn.ledger.entries import Ended, Fact, Part, Repriced, RuleName, Started
 from tandemn.ledger.figures import per_million
 from tandemn.ledger.fold import fold
 from tandemn.ledger.spending import Spending, spending
@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 #: The events that a job's cost is made of.
-COST_EVENTS = (EventKind.JOB_PLANNED, EventKind.REPLICA_LAUNCHED, EventKind.REPLICA_ENDED)
+COST_EVENTS = (
+    EventKind.JOB_PLANNED,
+    EventKind.REPLICA_LAUNCHED,
+    EventKind.REPLICA_PLACED,
+    EventKind.REPLICA_ENDED,
+)
 
 #: Launcher or cloud -> the rule that its machines are billed by.
 _RULES = {"aws": RuleName.EC2}
@@ -77,6 +82,8 @@ def facts(events: Iterable[LoggedEvent]) -> Iterator[Fact]:
                 price=prices.from_event(event.data),
                 rule=_RULES.get(str(launcher), RuleName.EXACT),
             )
+        elif event.kind == EventKind.REPLICA_PLACED:
+            yield Repriced(at=event.at, item=event.replica_id, price=prices.from_event(event.data))
         elif event.kind == EventKind.REPLICA_ENDED:
             yield Ended(at=event.at, item=event.replica_id)
 

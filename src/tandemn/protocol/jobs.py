@@ -58,8 +58,19 @@ class ReplicaConfig(_Strict):
     gpu: str = "cpu"
     tp: int = Field(default=1, ge=1, le=64)
     pp: int = Field(default=1, ge=1, le=64)
+    dp: int = Field(default=1, ge=1, le=64)
+    """Copies of the model that one replica runs side by side, to fill a machine of more GPUs than one needs."""
+    nodes: int = Field(default=1, ge=1, le=64)
+    """Machines that one replica spans."""
     market: Market = Market.SPOT
     region: str | None = None
+    """The only region or zone."""
+    regions: tuple[str, ...] = ()
+    """Regions that the plan found fit; empty: any."""
+
+    @property
+    def gpus_per_node(self) -> int:
+        return -(-self.tp * self.pp * self.dp // self.nodes)
 
 
 class JobSpec(_Strict):

@@ -103,6 +103,13 @@ class PlanAnswer(BaseModel):
     """Where `KOI_SERVICE_URL` is set, or `--advisor koi` was asked for."""
 
 
+class CloudChoice(BaseModel):
+    """Where a job would run, and why there."""
+
+    cloud: str
+    reason: str
+
+
 class QuotaRow(BaseModel):
     region: str
     family: str

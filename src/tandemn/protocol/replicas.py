@@ -67,6 +67,7 @@ class Assignment(BaseModel):
     engine_args: list[str] = []
     tp: int = 1
     pp: int = 1
+    dp: int = 1
     endpoint: str
     max_output_tokens: int | None = None
     heartbeat_s: float

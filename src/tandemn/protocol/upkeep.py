@@ -32,7 +32,7 @@ class StrayView(BaseModel):
     """Something that a provider has under our names, and no record knows."""
 
     kind: str
-    """`backend` or `router`."""
+    """`backend`, `router` or `cluster`."""
     provider: str
     remote_name: str
     remote_id: str

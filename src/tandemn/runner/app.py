@@ -26,9 +26,10 @@ from tandemn.fleet.engines.engine import EngineName
 from tandemn.fleet.remains import SPOOL
 from tandemn.protocol.replicas import Goodbye
 from tandemn.runner.ending import Ending
+from tandemn.runner.follower import follow
 from tandemn.runner.notices import spot_notice
 from tandemn.runner.retry import patiently
-from tandemn.runner.session import GOODBYE_S, Session
+from tandemn.runner.session import ENGINE_LOG, GOODBYE_S, Session
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -124,7 +125,10 @@ async def _live(client: ReplicaClient, settings: Settings, folder: Path, told: a
         with contextlib.suppress(TandemnError):
             await client.goodbye(Goodbye(outcome="failed", code="unknown_engine", reason=reason))
         return 1
-    session = Session(client, assignment, adapters(settings)[name], folder)
+    adapter = adapters(settings)[name]
+    if settings.node_rank > 0:
+        return await follow(client, assignment, adapter, folder / ENGINE_LOG, told)
+    session = Session(client, assignment, adapter, folder)
     watchers = [asyncio.create_task(_on_signal(session, told))]
     if settings.spot_notices:
         watchers.append(asyncio.create_task(_on_notice(session, settings.metadata_url)))

@@ -96,6 +96,7 @@ class EngineSupervisor:
             api_key=secrets.token_urlsafe(24),
             tp=assignment.tp,
             pp=assignment.pp,
+            dp=assignment.dp,
             extra_args=tuple(assignment.engine_args),
         )
         process = EngineProcess(self._adapter, spec, self._log_path, stop_grace_s=STOP_GRACE_S)

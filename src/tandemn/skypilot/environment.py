@@ -26,6 +26,8 @@ from tandemn.skypilot.faults import translated
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from tandemn.errors import TandemnError
+
 WORKER = Path(__file__).with_name("worker.py")
 
 #: Versions that the calls made here are known to fit: tested against the first.
@@ -35,6 +37,9 @@ INSTALL = "uv tool install 'skypilot[aws]==0.14.1' (or pipx), or name its Python
 #: How long a call may take where its caller says nothing else, in seconds. The first one may start SkyPilot's API
 #: server: 40 to 115 s on two cores.
 CALL_S = 300.0
+#: Tries to start SkyPilot's API server: it gives itself 60 s, which a busy machine exceeds, and goes on coming up.
+STARTS = 3
+NOT_STARTED = "Failed to start SkyPilot API server"
 #: How long `import sky` may take, in seconds.
 HELLO_S = 120.0
 
@@ -60,6 +65,13 @@ def find_python(named: str | None, path: str | None) -> str | None:
             if (beside / name).exists():
                 return str(beside / name)
     return sys.executable if importlib.util.find_spec("sky") is not None else None
+
+
+class _NotStarted(Retryable):
+    """SkyPilot's API server did not come up in time."""
+
+    def __init__(self, error: TandemnError) -> None:
+        super().__init__(error.message, code="skypilot_unavailable", next_step=error.next_step)
 
 
 @dataclass(slots=True)
@@ -133,8 +145,11 @@ class SkyPilot:
         Raises:
             TandemnError: what SkyPilot raised, by what the caller can do (see `faults`).
         """
-        reply = self._ask({"function": function, "arguments": arguments, "answer": answer}, within_s)
-        return reply["result"]
+        asked = {"function": function, "arguments": arguments, "answer": answer}
+        for _ in range(STARTS - 1):
+            with suppress(_NotStarted):
+                return self._ask(asked, within_s)["result"]
+        return self._ask(asked, within_s)["result"]
 
     def read(self, function: str, stream: str, /, *, within_s: float = CALL_S, **arguments: Any) -> str:
         """Call a function that writes to a stream, its parameter `stream`, and return what it wrote."""
@@ -181,7 +196,8 @@ class SkyPilot:
         finally:
             worker.waiting.pop(number, None)
         if "error" in reply:
-            raise translated(reply["error"])
+            error = translated(reply["error"])
+            raise _NotStarted(error) if NOT_STARTED in error.message else error
         return reply
 
     def _running(self) -> _Worker:

@@ -12,7 +12,7 @@ import pytest
 
 from tandemn.placement.catalog.gpus import gpus
 from tandemn.placement.catalog.offers import aws_vcpus, money, table_offers
-from tandemn.placement.catalog.skypilot import load_offers, read_vms
+from tandemn.placement.catalog.skypilot import load_offers, read_catalogs, read_vms
 from tandemn.protocol.replicas import Market
 
 VMS = """InstanceType,AcceleratorName,AcceleratorCount,vCPUs,MemoryGiB,GpuInfo,Price,SpotPrice,Region,AvailabilityZone,Arch
@@ -168,3 +168,20 @@ def test_a_live_price_that_the_table_has_too_is_confirmed(catalogs):
     assert confirmed["us-east-1", Market.ON_DEMAND]
     assert not confirmed["eu-west-1", Market.ON_DEMAND]
     assert not confirmed["us-east-1", Market.SPOT]
+
+
+def test_zone_ids_become_the_accounts_own_names(tmp_path):
+    folder = tmp_path / "v8" / "aws"
+    folder.mkdir(parents=True)
+    (folder / "vms.csv").write_text(
+        "InstanceType,AcceleratorName,AcceleratorCount,vCPUs,MemoryGiB,GpuInfo,Price,SpotPrice,Region,AvailabilityZone,Arch\n"
+        "g6.xlarge,L4,1,4,16,,0.8,0.3,us-east-1,use1-az6,x86_64\n"
+        "g6.xlarge,L4,1,4,16,,0.8,0.4,us-east-1,use1-az9,x86_64\n"
+    )
+    spot = [offer.zone for offer in read_catalogs(tmp_path) if offer.market is Market.SPOT]
+    assert spot == ["use1-az6", "use1-az9"]
+    (folder / "az_mappings-1234.csv").write_text(
+        "AvailabilityZoneName,AvailabilityZone\nus-east-1a,use1-az6\n"
+    )
+    spot = [offer.zone for offer in read_catalogs(tmp_path) if offer.market is Market.SPOT]
+    assert spot == ["us-east-1a", "use1-az9"]

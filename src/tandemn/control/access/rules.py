@@ -156,6 +156,7 @@ RULES: Mapping[tuple[str, str], Rule] = {
     ("GET", "/api/deployments/{service_name}/logs"): _read(Owned.DEPLOYMENT),
     # Looking before leaping: planning reads the caller's own file, and costs a while of computing
     ("POST", "/api/plans"): _change(body=Body.JSON),
+    ("POST", "/api/plans/cloud"): _change(body=Body.JSON),
     ("GET", "/api/quota"): _read(),
     ("GET", "/resources"): _read(),
     ("GET", "/api/cost"): _read(),

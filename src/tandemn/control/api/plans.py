@@ -11,12 +11,13 @@ from fastapi import APIRouter, Query
 
 from tandemn.control import planning
 from tandemn.control.api.dependencies import CallerNow, ServicesNow
+from tandemn.control.cloud_choice import choose_cloud
 from tandemn.errors import InvalidInput, NotAllowed
 from tandemn.koi.contract import Resources
 from tandemn.placement.catalog.offers import table_offers
 from tandemn.placement.quota import as_rows
 from tandemn.protocol.jobs import JobSpec
-from tandemn.protocol.plans import PlanAnswer, QuotaAnswer
+from tandemn.protocol.plans import CloudChoice, PlanAnswer, QuotaAnswer
 
 router = APIRouter()
 
@@ -32,6 +33,11 @@ async def resources(services: ServicesNow) -> Resources:
 @router.post("/api/plans")
 async def plan(spec: JobSpec, services: ServicesNow, caller: CallerNow) -> PlanAnswer:
     return await planning.plan(services, spec, caller)
+
+
+@router.post("/api/plans/cloud")
+async def cloud(spec: JobSpec, services: ServicesNow) -> CloudChoice:
+    return await choose_cloud(services, spec)
 
 
 @router.get("/api/quota")

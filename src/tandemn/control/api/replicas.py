@@ -69,6 +69,7 @@ async def hello(replica: CallingReplica, services: ServicesNow) -> protocol.Assi
         engine_args=job.spec.engine_args,
         tp=replica.config["tp"],
         pp=replica.config["pp"],
+        dp=replica.config.get("dp", 1),
         endpoint=job.endpoint,
         max_output_tokens=job.spec.max_output_tokens,
         heartbeat_s=settings.heartbeat_s,

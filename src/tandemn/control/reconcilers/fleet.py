@@ -10,13 +10,14 @@ import structlog
 from tandemn import prices
 from tandemn.batch import lifecycle
 from tandemn.control import cost
+from tandemn.control.groups import fallen_back
 from tandemn.control.operations import move_swap
 from tandemn.control.store import chunks, events, jobs, replicas
 from tandemn.control.tokens import new_token, token_hash
 from tandemn.errors import Conflict, NextOffer, Retryable, Superseded, TandemnError
 from tandemn.events import EventKind
 from tandemn.fleet import reconcile
-from tandemn.fleet.launchers.launcher import LaunchSpec
+from tandemn.fleet.launchers.launcher import LaunchSpec, Sighting
 from tandemn.fleet.reasons import Ending, reason_code
 from tandemn.fleet.reconcile import Presence
 from tandemn.fleet.replica import advance
@@ -70,19 +71,43 @@ async def _adopt(services: Services, fleet: list[ReplicaRecord]) -> list[Replica
     return adopted
 
 
-async def _observe(services: Services, fleet: list[ReplicaRecord]) -> dict[str, Presence]:
-    presence: dict[str, Presence] = {}
+async def _observe(services: Services, fleet: list[ReplicaRecord]) -> dict[str, Sighting]:
+    sightings: dict[str, Sighting] = {}
     for name, launcher in services.launchers.items():
         mine = [each for each in fleet if each.launcher == name and not each.state.has_ended]
         launched = [each for each in mine if each.handle is not None]
         handles = [each.handle for each in launched if each.handle is not None]
         if handles:
             seen = await asyncio.to_thread(launcher.observe, handles)
-            presence |= {each.replica_id: what for each, what in zip(launched, seen, strict=True)}
+            sightings |= {each.replica_id: what for each, what in zip(launched, seen, strict=True)}
+            for each, what in zip(launched, seen, strict=True):
+                await _record_place(services, each, what)
         for each in mine:
             # Launching, but not to be found: it never came to be.
-            presence.setdefault(each.replica_id, Presence.GONE)
-    return presence
+            sightings.setdefault(each.replica_id, Sighting(presence=Presence.GONE))
+    return sightings
+
+
+async def _record_place(services: Services, replica: ReplicaRecord, seen: Sighting) -> None:
+    """Record once where a replica has landed, and what it costs there."""
+    assert replica.handle is not None, "it was observed by it"
+    if seen.place is None or replica.handle.get("place") == seen.place:
+        return
+    handle = {**replica.handle, "place": seen.place}
+
+    def record(connection: Connection) -> None:
+        if replicas.change(connection, replica.replica_id, handle=handle):
+            events.append(
+                connection,
+                EventKind.REPLICA_PLACED,
+                now=services.clock.now(),
+                job_id=replica.job_id,
+                replica_id=replica.replica_id,
+                place=seen.place,
+                **prices.to_event(seen.price),
+            )
+
+    await services.database.run(record)
 
 
 async def _room(services: Services, job: JobRecord, fleet: list[ReplicaRecord]) -> int:
@@ -95,7 +120,7 @@ async def _room(services: Services, job: JobRecord, fleet: list[ReplicaRecord]) 
 def _facts(
     job: JobRecord,
     fleet: list[ReplicaRecord],
-    observed: dict[str, Presence],
+    observed: dict[str, Sighting],
     room: int,
     *,
     persist: bool,
@@ -104,12 +129,24 @@ def _facts(
     return reconcile.Fleet(
         wanted=tuple(group["wanted"] for group in job.groups),
         replicas=tuple(
-            _fact(each, observed.get(each.replica_id, Presence.GONE), listening_since) for each in fleet
+            _fact(each, observed.get(each.replica_id, Sighting(presence=Presence.GONE)), listening_since)
+            for each in fleet
         ),
         swap=_swap_fact(job),
         needs_replicas=job.state in _NEEDS_REPLICAS,
         persist=persist,
+        walks=tuple(_walk(group) for group in job.groups),
         may_start=room,
+    )
+
+
+def _walk(group: dict[str, Any]) -> reconcile.Walk | None:
+    if "fallbacks" not in group:
+        return None
+    return reconcile.Walk(
+        left=len(group["fallbacks"]),
+        since=group.get("since", 0.0),
+        tried=tuple(group.get("tried", [])),
     )
 
 
@@ -130,14 +167,15 @@ def _swap_fact(job: JobRecord) -> reconcile.Swap | None:
     )
 
 
-def _fact(replica: ReplicaRecord, presence: Presence, listening_since: float) -> reconcile.Replica:
+def _fact(replica: ReplicaRecord, seen: Sighting, listening_since: float) -> reconcile.Replica:
     heard = replica.last_seen
     return reconcile.Replica(
         replica_id=replica.replica_id,
         group=replica.group,
         state=replica.state,
         market=ReplicaConfig.model_validate(replica.config).market,
-        presence=presence,
+        presence=seen.presence,
+        launch_failure=_launch_failure(seen.failure) if seen.failure is not None else None,
         orders=replica.orders,
         kill_requested=replica.kill_requested,
         created_at=replica.created_at,
@@ -155,6 +193,12 @@ def _fact(replica: ReplicaRecord, presence: Presence, listening_since: float) ->
         reason=replica.reason,
         condemned=replica.reason_code if not replica.state.has_ended else None,
     )
+
+
+def _launch_failure(exc: TandemnError | OSError) -> reconcile.LaunchFailure:
+    """Describe why a launch failed; what passes is tried again under one code."""
+    code = "launch_failed" if isinstance(exc, (Retryable, OSError)) else exc.code
+    return reconcile.LaunchFailure(code=code, reason=f"it could not be launched: {exc}")
 
 
 def _requests_done(replica: ReplicaRecord) -> int:
@@ -181,6 +225,8 @@ async def _apply(
             await end(services, fleet[action.replica_id], action)
         case reconcile.Request():
             await _request(services, job, action)
+        case reconcile.FallBack():
+            await _fall_back(services, job, action)
         case reconcile.GiveUp():
             await give_up(services, job.job_id, code=action.code, reason=action.reason)
         case reconcile.MoveSwap():
@@ -212,6 +258,36 @@ async def _request(services: Services, job: JobRecord, action: reconcile.Request
         reason=action.reason,
         not_before=action.not_before,
     )
+
+
+async def _fall_back(services: Services, job: JobRecord, action: reconcile.FallBack) -> None:
+    """Make the group's next fallback its configuration; replicas that it has go on beside the new ones."""
+    now = services.clock.now()
+
+    def record(connection: Connection) -> None:
+        fresh = jobs.get(connection, job.job_id)
+        if fresh.groups != job.groups:
+            return  # changed meanwhile; the next look decides on what it is then
+        groups = [dict(group) for group in fresh.groups]
+        fleet = replicas.of_job(connection, job.job_id)
+        alive = sum(1 for each in fleet if each.group == action.group and not each.state.has_ended)
+        groups[action.group] = group = fallen_back(
+            groups[action.group], alive=alive, now=now, reason=action.reason
+        )
+        jobs.change(connection, job.job_id, groups=groups)
+        events.append(
+            connection,
+            EventKind.PLAN_FELL_BACK,
+            now=now,
+            job_id=job.job_id,
+            group=action.group,
+            config=group["config"],
+            replicas=group["wanted"],
+            reason=action.reason,
+        )
+
+    await services.database.run(record)
+    services.pulse.beat(job.job_id)
 
 
 async def _move_swap(services: Services, job: JobRecord, action: reconcile.MoveSwap) -> None:
@@ -263,6 +339,7 @@ async def _launch(services: Services, job: JobRecord, replica: ReplicaRecord) ->
         replica_id=replica.replica_id,
         job_id=job.job_id,
         config=config,
+        engine=job.engine or "",
         server_url=services.server_url,
         other_urls=tuple(services.leadership.urls[1:]),
         token=token,
@@ -278,13 +355,12 @@ async def _launch(services: Services, job: JobRecord, replica: ReplicaRecord) ->
     except Superseded:
         raise
     except (TandemnError, OSError) as exc:
-        code = exc.code if isinstance(exc, TandemnError) else "launch_failed"
-        passing = isinstance(exc, (NextOffer, Retryable, OSError))
+        failure = _launch_failure(exc)
         ending = Ending(
             state=ReplicaState.FAILED,
             market=config.market,
             was_ready=False,
-            code=code if isinstance(exc, NextOffer) else "launch_failed",
+            code=failure.code if isinstance(exc, NextOffer) else "launch_failed",
         )
         await end(
             services,
@@ -292,8 +368,8 @@ async def _launch(services: Services, job: JobRecord, replica: ReplicaRecord) ->
             reconcile.End(
                 replica_id=replica.replica_id,
                 state=ReplicaState.FAILED,
-                reason=f"it could not be launched: {exc}",
-                code=ending.code if passing else code,
+                reason=failure.reason,
+                code=failure.code,
                 reason_code=reason_code(ending),
             ),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from tandemn.batch.input_process import load_index, validate_input
 from tandemn.batch.split import chunk_size, split
 from tandemn.control import advice, names
 from tandemn.control.access.restrictions import check_model
+from tandemn.control.choosing import Chosen, choose_in_cloud
 from tandemn.control.cost import SHUTDOWN_S
 from tandemn.control.inputs import input_of
 from tandemn.control.operations import check_local
@@ -154,24 +155,18 @@ def _statistics(report: InputReport) -> dict[str, object]:
 async def plan(services: Services, job: JobRecord) -> bool:
     """Choose engine and replicas, cut the input into chunks, and open the queue."""
     engine = choose(job.model, EngineName(job.spec.engine) if job.spec.engine else None)
-    own = await _choose(services, job, engine)
-    chosen, koi = await advice.follow_locally(
-        services,
-        job,
-        own,
-        lambda wished: _choose(services, wished, engine),
-        usd_per_hour=own.usd_per_hour / own.count if own.usd_per_hour is not None else None,
-        output_tokens=_output_tokens(job),
-    )
-    config, count = chosen.config, chosen.count
-    told: dict[str, Any] = {"koi": koi.model_dump(mode="json")} if koi is not None else {}
-    rate = _requests_per_s(job, engine)
+    if (job.cloud or "local") == "local":
+        chosen = await _choose_here(services, job, engine)
+    else:
+        chosen = await choose_in_cloud(services, job, engine, services.clock.now())
+    told: dict[str, Any] = {"koi": chosen.koi.model_dump(mode="json")} if chosen.koi is not None else {}
+    rate = chosen.requests_per_s or _requests_per_s(job, engine)
     index = await load_index(services.objects, names.index_object(job.job_id))
     size = job.spec.chunk_size or chunk_size(
         job.requests,
         requests_per_s=rate,
         # Those that pacing may add find chunks, too.
-        replicas=max(count, job.spec.replicas or _most_replicas(services, job, engine)),
+        replicas=max(chosen.count, job.spec.replicas or _most_replicas(services, job, engine)),
     )
     ranges = await asyncio.to_thread(split, index, size)
     now = services.clock.now()
@@ -180,31 +175,32 @@ async def plan(services: Services, job: JobRecord) -> bool:
         if jobs.get(connection, job.job_id).state is not JobState.PLANNING:
             return False  # cancelled meanwhile
         chunks.replace_all(connection, job.job_id, (_row(each) for each in ranges))
-        groups = [{"config": config.model_dump(mode="json"), "wanted": count}]
-        replicas.request(
-            connection,
-            job.job_id,
-            group=0,
-            config=config,
-            launcher=job.cloud or "local",
-            count=count,
-            now=now,
-            reason="planned",
-        )
+        for number, group in enumerate(chosen.groups):
+            replicas.request(
+                connection,
+                job.job_id,
+                group=number,
+                config=ReplicaConfig.model_validate(group["config"]),
+                launcher=job.cloud or "local",
+                count=group["wanted"],
+                now=now,
+                reason="planned",
+            )
         events.append(
             connection,
             EventKind.JOB_PLANNED,
             now=now,
             job_id=job.job_id,
             engine=engine.value,
-            config=config.model_dump(mode="json"),
-            replicas=count,
+            config=chosen.groups[0]["config"],
+            replicas=chosen.count,
             chunks=len(ranges),
             chunk_size=size,
             requests_per_s=rate,
-            start_s=LOCAL_START_S,
+            start_s=chosen.start_s,
             cost_usd=str(chosen.cost_usd) if chosen.cost_usd is not None else None,
             usd_per_hour=str(chosen.usd_per_hour) if chosen.usd_per_hour is not None else None,
+            reason=chosen.reason,
             **told,
         )
         return jobs.move(
@@ -215,7 +211,7 @@ async def plan(services: Services, job: JobRecord) -> bool:
             now=now,
             reason="waiting for replicas",
             engine=engine.value,
-            groups=groups,
+            groups=chosen.groups,
             **told,
         )
 
@@ -227,18 +223,21 @@ async def plan(services: Services, job: JobRecord) -> bool:
     return moved
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Chosen:
-    """What the job runs on."""
+async def _choose_here(services: Services, job: JobRecord, engine: EngineName) -> Chosen:
+    """Choose replicas on this machine, and hear what Koi would."""
+    own = await _choose(services, job, engine)
+    chosen, koi = await advice.follow_locally(
+        services,
+        job,
+        own,
+        lambda wished: _choose(services, wished, engine),
+        usd_per_hour=own.usd_per_hour / own.count if own.usd_per_hour is not None else None,
+        output_tokens=_output_tokens(job),
+    )
+    return replace(chosen, koi=koi)
 
-    config: ReplicaConfig
-    count: int
-    cost_usd: Decimal | None
-    """Expected of the whole job; None: not known, as is the next one."""
-    usd_per_hour: Decimal | None
 
-
-async def _choose(services: Services, job: JobRecord, engine: EngineName) -> _Chosen:
+async def _choose(services: Services, job: JobRecord, engine: EngineName) -> Chosen:
     """Make of the job's flags what it runs on; raise where that cannot be, or costs too much."""
     config = _config(job)
     await asyncio.to_thread(_check_engine, services, job, engine, config)
@@ -246,7 +245,14 @@ async def _choose(services: Services, job: JobRecord, engine: EngineName) -> _Ch
     cost_usd, usd_per_hour = await _expected_cost(services, job, engine, config, count)
     if not job.spec.force:
         budget.check_plan(cost_usd, usd_per_hour, budget_usd=job.spec.budget_usd, shutdown_s=SHUTDOWN_S)
-    return _Chosen(config=config, count=count, cost_usd=cost_usd, usd_per_hour=usd_per_hour)
+    return Chosen(
+        groups=[{"config": config.model_dump(mode="json"), "wanted": count}],
+        requests_per_s=_requests_per_s(job, engine),
+        start_s=LOCAL_START_S,
+        cost_usd=cost_usd,
+        usd_per_hour=usd_per_hour,
+        reason="this machine",
+    )
 
 
 def _requests_per_s(job: JobRecord, engine: EngineName) -> float:

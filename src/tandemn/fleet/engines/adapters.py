@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tandemn.fleet.engines.engine import DEMO_MODEL, EngineAdapter, EngineName
 from tandemn.fleet.engines.llamacpp import LlamaCpp
 from tandemn.fleet.engines.simulated import Simulated
-from tandemn.fleet.engines.vllm import Vllm
+from tandemn.fleet.engines.vllm import Nodes, Vllm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,7 +19,10 @@ def adapters(settings: Settings) -> Mapping[EngineName, EngineAdapter]:
     """Return the adapter of every engine."""
     return {
         EngineName.LLAMACPP: LlamaCpp(settings.home_path / "models"),
-        EngineName.VLLM: Vllm(settings.vllm_command),
+        EngineName.VLLM: Vllm(
+            settings.vllm_command,
+            nodes=Nodes(count=settings.nodes, rank=settings.node_rank, head=settings.head_address),
+        ),
         EngineName.SIMULATED: Simulated(),
     }
 

@@ -28,6 +28,8 @@ class EngineSpec:
     api_key: str | None = None
     tp: int = 1
     pp: int = 1
+    dp: int = 1
+    """Copies of the model side by side, behind one address."""
     max_model_len: int | None = None
     """Context of one request, in tokens; None: the model's own."""
     extra_args: tuple[str, ...] = ()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tandemn.errors import InvalidInput, MissingDependency
@@ -23,17 +24,28 @@ DEFAULT_SLOTS = 256
 SLOTS_ARGUMENT = "--max-num-seqs"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nodes:
+    """The machines that one engine spans, and which of them this one is."""
+
+    count: int = 1
+    rank: int = 0
+    head: str | None = None
+
+
 class Vllm:
     """Adapter of `vllm serve`.
 
     Args:
         executable: path or name of the `vllm` command; None: the one on PATH.
+        nodes: the machines that the engine spans; only the first one answers requests.
     """
 
     name = EngineName.VLLM
 
-    def __init__(self, executable: str | None = None) -> None:
+    def __init__(self, executable: str | None = None, *, nodes: Nodes | None = None) -> None:
         self._executable = executable
+        self._nodes = nodes or Nodes()
 
     def check(self, spec: EngineSpec) -> None:
         """Raise where there is no `vllm` command, or an argument is wrong."""
@@ -49,6 +61,12 @@ class Vllm:
         command = [os.path.expanduser(self._executable or "vllm"), "serve", spec.model]  # noqa: PTH111
         command += ["--host", spec.host, "--port", str(spec.port), "--served-model-name", spec.model]
         command += ["--tensor-parallel-size", str(spec.tp), "--pipeline-parallel-size", str(spec.pp)]
+        if spec.dp > 1:
+            command += ["--data-parallel-size", str(spec.dp)]
+        if self._nodes.count > 1:
+            command += ["--nnodes", str(self._nodes.count), "--node-rank", str(self._nodes.rank)]
+            command += ["--master-addr", str(self._nodes.head)]
+            command += ["--headless"] if self._nodes.rank > 0 else []
         if spec.max_model_len is not None:
             command += ["--max-model-len", str(spec.max_model_len)]
         return [*command, *spec.extra_args]
@@ -57,7 +75,7 @@ class Vllm:
         return {"VLLM_API_KEY": spec.api_key} if spec.api_key else {}
 
     def slots(self, spec: EngineSpec) -> int:
-        return _slots(spec.extra_args)
+        return _slots(spec.extra_args) * spec.dp
 
     def parse_metrics(self, text: str) -> EngineMetrics:
         """Read the page; names as of vLLM 0.32."""

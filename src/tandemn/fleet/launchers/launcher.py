@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tandemn.errors import TandemnError
     from tandemn.fleet.reconcile import Presence
     from tandemn.fleet.remains import Remains
     from tandemn.prices import Price
@@ -24,6 +25,7 @@ class LaunchSpec:
     replica_id: str
     job_id: str
     config: ReplicaConfig
+    engine: str
     server_url: str
     other_urls: tuple[str, ...] = ()
     """Further control planes, for when that one does not answer."""
@@ -31,10 +33,28 @@ class LaunchSpec:
     """The replica's own key; a secret: never on a command line or in a log."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sighting:
+    """What is seen of a replica: whether it is there, where it landed, and why it never came to be."""
+
+    presence: Presence
+    failure: TandemnError | None = None
+    """Why its launch failed, where it is gone for that; None: it is there, or vanished."""
+    place: str | None = None
+    """Cloud, region and zone, once they are known."""
+    instance_type: str | None = None
+    price: Price | None = None
+    """What it costs there, where that is known by now."""
+
+
 class Launcher(Protocol):
     """Calls may block for long; they are made in threads. Errors: NextOffer, Retryable, InvalidInput, Broken."""
 
     name: str
+
+    def check(self) -> None:
+        """Raise InvalidInput or MissingDependency where nothing can be launched here at all; quick."""
+        ...
 
     def room(self) -> int:
         """How many more replicas could be launched now."""
@@ -56,8 +76,8 @@ class Launcher(Protocol):
         """Find every replica of this state folder that is there, whether or not it was recorded."""
         ...
 
-    def observe(self, handles: Sequence[Handle]) -> list[Presence]:
-        """Look, for each handle, whether it is still there."""
+    def observe(self, handles: Sequence[Handle]) -> list[Sighting]:
+        """Look, for each handle, whether it is still there. Does not wait for clouds: what was seen last is told."""
         ...
 
     def stop(self, handle: Handle) -> None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from tandemn.fleet import remains
+from tandemn.fleet.launchers.launcher import Sighting
 from tandemn.fleet.reconcile import Presence
 from tandemn.prices import Price
 from tandemn.processes import living
@@ -61,6 +62,9 @@ class LocalLauncher:
         self._on_end = on_end
         #: Our own children, to be reaped; adopted ones are init's.
         self._children: dict[int, subprocess.Popen[bytes]] = {}
+
+    def check(self) -> None:
+        """This machine is always there."""
 
     def room(self) -> int:
         self._reap()
@@ -123,9 +127,9 @@ class LocalLauncher:
                 found.append(_handle(process))
         return found
 
-    def observe(self, handles: Sequence[Handle]) -> list[Presence]:
+    def observe(self, handles: Sequence[Handle]) -> list[Sighting]:
         self._reap()
-        return [_presence(handle) for handle in handles]
+        return [Sighting(presence=_presence(handle)) for handle in handles]
 
     def stop(self, handle: Handle) -> None:
         process = _process(handle)

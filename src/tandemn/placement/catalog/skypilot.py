@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
+#: Where SkyPilot keeps its catalogs, below the home folder.
+CATALOGS = ".sky/catalogs"
 #: Rows read of one file at most: AWS's has about 100,000 (2026).
 MAX_ROWS = 2_000_000
 #: Prices that differ by no more than this, in USD an hour, are one price that was rounded.
@@ -73,6 +75,7 @@ def read_catalogs(catalogs: Path) -> Iterator[Offer]:
 
 def read_vms(path: Path, *, provider: str) -> list[Offer]:
     """Offers of one `vms.csv`: on-demand by region, spot by zone. Rows without a known GPU are left out."""
+    names = _zone_names(path.parent) if provider == "aws" else {}
     try:
         as_of = datetime.fromtimestamp(path.stat().st_mtime, UTC).date().isoformat()
         with path.open(newline="", encoding="utf-8") as file:
@@ -80,11 +83,27 @@ def read_vms(path: Path, *, provider: str) -> list[Offer]:
             for count, row in enumerate(csv.DictReader(file)):
                 if count >= MAX_ROWS:
                     break
+                zone = row.get("AvailabilityZone")
+                row["AvailabilityZone"] = names.get(zone or "", zone)
                 for offer in _offers(row, provider, as_of):
                     offers.setdefault((offer.instance_type, offer.region, offer.zone, offer.market), offer)
             return list(offers.values())
     except (OSError, UnicodeDecodeError, csv.Error):
         return []
+
+
+def _zone_names(folder: Path) -> dict[str, str]:
+    """Zone ids as names, by the table that SkyPilot keeps for the AWS account; empty where it keeps none.
+
+    AWS gives every account its own names for the same zones, so that the catalog has ids (`use1-az1`).
+    """
+    tables = sorted(folder.glob("az_mappings-*.csv"), key=lambda path: path.stat().st_mtime)
+    try:
+        with tables[-1].open(newline="", encoding="utf-8") as file:
+            rows = csv.DictReader(file)
+            return {row["AvailabilityZone"]: row["AvailabilityZoneName"] for row in rows}
+    except (IndexError, KeyError, OSError, UnicodeDecodeError, csv.Error):
+        return {}
 
 
 def _offers(row: Mapping[str, str | None], provider: str, as_of: str) -> Iterator[Offer]:

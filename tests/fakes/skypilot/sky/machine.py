@@ -23,9 +23,9 @@ def main(request_id, name):
     offers = resources.get("ordered") or resources.get("any_of") or [resources]
     offer, history = None, []
     for each in offers:
-        infra, gpu = each.get("infra"), next(iter(each.get("accelerators") or {"": 0}))
-        if infra in faults.get("unavailable", []) or gpu in faults.get("unavailable", []):
-            history.append(f"Failed to acquire resources in {infra} for {gpu}: out of capacity")
+        infra = each.get("infra") or ""
+        if any(f"{infra}/".startswith(f"{place}/") for place in faults.get("unavailable", [])):
+            history.append(f"Failed to acquire resources in {infra}: out of capacity")
         else:
             offer = each
             break
@@ -80,6 +80,11 @@ def run(task, name, machine):
         target = home / there.replace("~/", "")
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(here, target) if Path(here).is_dir() else shutil.copy(here, target)
+    # What the task's setup installs on a real machine: here it is this test's own environment.
+    python = home / ".tandemn" / "env" / "bin" / "python"
+    python.parent.mkdir(parents=True, exist_ok=True)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
     environment = {
         **os.environ,
         "HOME": str(home),

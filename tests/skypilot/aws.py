@@ -1,0 +1,108 @@
+"""AWS as far as it can be had on one machine: moto's server for its APIs, and catalogs of our own table's prices."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import psutil
+from tests.skypilot.slurm import _free_ports, catalogs
+
+from tandemn.placement.catalog.offers import table_offers
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+#: Regions of the catalog, with the prefix of their zone ids, as moto has them.
+REGIONS = {"us-east-1": "use1", "us-east-2": "use2", "us-west-2": "usw2"}
+HEAD = "InstanceType,AcceleratorName,AcceleratorCount,vCPUs,MemoryGiB,GpuInfo,Price,SpotPrice,Region,AvailabilityZone,Arch"
+IMAGES = ("skypilot:custom-gpu-ubuntu-cuda13", "skypilot:custom-gpu-ubuntu", "skypilot:custom-cpu-ubuntu")
+KEY = {
+    "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
+    "AWS_SECRET_ACCESS_KEY": "moto",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
+
+
+def vms_csv() -> str:
+    """Our own table as the catalog that SkyPilot would fetch: spot at a third where we know no spot price."""
+    rows = [HEAD]
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for offer in table_offers():
+        if offer.provider == "aws" and offer.usd_per_hour is not None and offer.arch == "x86_64":
+            found.setdefault((offer.instance_type, offer.region), {})[offer.market.value] = str(
+                offer.usd_per_hour
+            )
+    by_type = {offer.instance_type: offer for offer in table_offers() if offer.provider == "aws"}
+    for (name, region), prices in found.items():
+        offer = by_type[name]
+        on_demand = prices.get("on-demand", "")
+        spot = prices.get("spot") or (f"{float(on_demand) / 3:.4f}" if on_demand else "")
+        gpu = f"\"{{'Gpus': [{{'Name': '{offer.gpu}'}}]}}\""
+        rows += [
+            f"{name},{offer.gpu},{offer.gpus}.0,{offer.vcpus}.0,{offer.ram_gib}.0,{gpu},{on_demand},{spot},"
+            f"{region},{REGIONS[region]}-az{zone},x86_64"
+            for zone in (1, 2)
+            if region in REGIONS
+        ]
+    return "\n".join(rows) + "\n"
+
+
+def images_csv() -> str:
+    rows = ["Tag,Region,OS,OSVersion,ImageId,CreationDate,BaseImageId"]
+    tags = [(tag, region) for tag in IMAGES for region in REGIONS]
+    rows += [
+        f"{tag},{region},ubuntu,22.04,ami-{number:017d},20260101,"
+        for number, (tag, region) in enumerate(tags)
+    ]
+    return "\n".join(rows) + "\n"
+
+
+class Aws:
+    """moto's server, and a home folder in which SkyPilot knows of nothing but AWS."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True)
+        catalogs(folder, {"aws": vms_csv()})
+        (folder / ".sky" / "catalogs" / "v8" / "aws" / "images.csv").write_text(images_csv())
+        self.port = _free_ports(1, above=21000)
+        self.api_port = _free_ports(1, above=47000)
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.environment = {
+            **{
+                name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "TANDEMN_"))
+            },
+            **KEY,
+            "HOME": str(folder),
+            "AWS_ENDPOINT_URL": self.url,
+            "SKYPILOT_API_SERVER_LOCAL_PORT": str(self.api_port),
+            "SKYPILOT_DISABLE_USAGE_COLLECTION": "1",
+        }
+        log = (folder / "moto.log").open("wb")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)],
+            stdout=log,
+            stderr=log,
+        )
+        end = time.monotonic() + 60
+        while True:
+            with suppress(urllib.error.URLError, OSError):
+                urllib.request.urlopen(f"{self.url}/moto-api/data.json", timeout=5).close()
+                return
+            assert time.monotonic() < end, (folder / "moto.log").read_text()
+            time.sleep(0.2)
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait()
+        for process in psutil.process_iter():
+            with suppress(psutil.Error, ProcessLookupError):
+                if f"--port={self.api_port}" in " ".join(process.cmdline()):
+                    os.killpg(process.pid, 9)
