@@ -51,6 +51,8 @@ class ControlPlane:
         self.goodbye: Any = None
         self.orders: Orders = "go_on"
         self.is_full = False
+        self.store_url = ""
+        """Where objects are stored, if not here."""
         self.rejects = False
         self.ended = asyncio.Event()
         self._sequence = 0
@@ -172,13 +174,18 @@ class ControlPlane:
     async def _begin(self, raw: bytes) -> None:
         self.begun.add(self._check(raw, replicas.ReleaseRequest).chunk)
 
+    def _target(self, name: str) -> replicas.UploadTarget:
+        return replicas.UploadTarget(name=name, url=f"{self.store_url}/objects/{name}")
+
     async def _upload_target(self, raw: bytes) -> replicas.UploadReply:
         body = self._check(raw, replicas.UploadRequest)
         if body.part is not None:
             name = f"parts/{body.chunk}/{body.token}-{body.part}"
-            return replicas.UploadReply(answers=_target(name))
+            return replicas.UploadReply(answers=self._target(name))
         name = f"chunks/{body.chunk}/{body.token}"
-        return replicas.UploadReply(answers=_target(f"{name}.answers"), errors=_target(f"{name}.errors"))
+        return replicas.UploadReply(
+            answers=self._target(f"{name}.answers"), errors=self._target(f"{name}.errors")
+        )
 
     async def _complete(self, raw: bytes) -> None:
         body = self._check(raw, replicas.CompleteRequest)
@@ -218,10 +225,6 @@ class ControlPlane:
             return web.Response()
         span = request.http_range
         return web.Response(status=206, body=self.objects[name][span.start : span.stop])
-
-
-def _target(name: str) -> replicas.UploadTarget:
-    return replicas.UploadTarget(name=name, url=f"/objects/{name}")
 
 
 def _split(lines: list[bytes], size: int) -> dict[int, tuple[int, int, int, int]]:

@@ -102,3 +102,22 @@ async def test_a_lost_lease_drops_the_chunk_and_its_file(tmp_path):
         assert (len(chunks), chunks.lost, chunk.is_dropped) == (0, 1, True)
         assert list(tmp_path.iterdir()) == []
         assert broken == []
+
+
+async def test_what_was_computed_while_the_control_plane_was_silent_is_stored_without_it(tmp_path):
+    plane, store = ControlPlane(LINES), ControlPlane(LINES)
+    async with store, holding(plane, tmp_path) as (uploader, chunk, _, broken):
+        plane.store_url = store.url
+        chunk.spool.append(1, b"{}", is_error=False)
+        await uploader.flush()
+        await plane.stop()
+        chunk.spool.append(3, b"{}", is_error=False)
+        await uploader.flush()
+        assert sorted(store.objects) == ["parts/0/1-1-0"], "nobody says where another part may go"
+        chunk.spool.append(0, b"{}", is_error=False)
+        await uploader.store_unheard()
+        parts = [decode_segment(raw) for _, raw in sorted(store.objects.items())]
+        assert [[answer.index for answer in part] for part in parts] == [[1], [3, 0]]
+        await uploader.store_unheard()  # once
+        assert len(store.objects) == 2
+        assert broken == []

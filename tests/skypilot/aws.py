@@ -9,8 +9,9 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import boto3
 import psutil
 from tests.skypilot.slurm import _free_ports, catalogs
 
@@ -54,16 +55,6 @@ def vms_csv() -> str:
     return "\n".join(rows) + "\n"
 
 
-def images_csv() -> str:
-    rows = ["Tag,Region,OS,OSVersion,ImageId,CreationDate,BaseImageId"]
-    tags = [(tag, region) for tag in IMAGES for region in REGIONS]
-    rows += [
-        f"{tag},{region},ubuntu,22.04,ami-{number:017d},20260101,"
-        for number, (tag, region) in enumerate(tags)
-    ]
-    return "\n".join(rows) + "\n"
-
-
 class Aws:
     """moto's server, and a home folder in which SkyPilot knows of nothing but AWS."""
 
@@ -71,7 +62,6 @@ class Aws:
         self.folder = folder
         folder.mkdir(parents=True)
         catalogs(folder, {"aws": vms_csv()})
-        (folder / ".sky" / "catalogs" / "v8" / "aws" / "images.csv").write_text(images_csv())
         self.port = _free_ports(1, above=21000)
         self.api_port = _free_ports(1, above=47000)
         self.url = f"http://127.0.0.1:{self.port}"
@@ -85,19 +75,47 @@ class Aws:
             "SKYPILOT_API_SERVER_LOCAL_PORT": str(self.api_port),
             "SKYPILOT_DISABLE_USAGE_COLLECTION": "1",
         }
-        log = (folder / "moto.log").open("wb")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)],
-            stdout=log,
-            stderr=log,
-        )
+        with (folder / "moto.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)],
+                stdout=log,
+                stderr=log,
+            )
         end = time.monotonic() + 60
-        while True:
-            with suppress(urllib.error.URLError, OSError):
-                urllib.request.urlopen(f"{self.url}/moto-api/data.json", timeout=5).close()
-                return
+        while not self._answers():
             assert time.monotonic() < end, (folder / "moto.log").read_text()
             time.sleep(0.2)
+        images = folder / ".sky" / "catalogs" / "v8" / "aws" / "images.csv"
+        images.write_text(self._images_csv())
+
+    def client(self, service: str, region: str) -> Any:
+        return boto3.client(
+            service,
+            region_name=region,
+            endpoint_url=self.url,
+            aws_access_key_id=KEY["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=KEY["AWS_SECRET_ACCESS_KEY"],
+        )
+
+    def _answers(self) -> bool:
+        try:
+            urllib.request.urlopen(f"{self.url}/moto-api/data.json", timeout=5).close()
+        except (urllib.error.URLError, OSError):
+            return False
+        return True
+
+    def _images_csv(self) -> str:
+        """The images that SkyPilot boots, registered here under its tags."""
+        rows = ["Tag,Region,OS,OSVersion,ImageId,CreationDate,BaseImageId"]
+        for region in REGIONS:
+            ec2 = self.client("ec2", region)
+            disk = {"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": 50}}
+            for tag in IMAGES:
+                image = ec2.register_image(
+                    Name=tag.replace(":", "-"), RootDeviceName="/dev/sda1", BlockDeviceMappings=[disk]
+                )["ImageId"]
+                rows.append(f"{tag},{region},ubuntu,22.04,{image},20260101,")
+        return "\n".join(rows) + "\n"
 
     def close(self) -> None:
         self._process.terminate()

@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from decimal import Decimal
 from pathlib import Path
 
-import boto3
 import pytest
 import yaml
 from tests.fakes.sky import until
@@ -59,17 +58,8 @@ class Site:
     def places(self, config: ReplicaConfig = CONFIG):
         return places(config, self.offers(), "aws")
 
-    def ec2(self, region: str):
-        return boto3.client(
-            "ec2",
-            region_name=region,
-            endpoint_url=self.aws.url,
-            aws_access_key_id=KEY["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=KEY["AWS_SECRET_ACCESS_KEY"],
-        )
-
     def instances(self, region: str):
-        answer = self.ec2(region).describe_instances()
+        answer = self.aws.client("ec2", region).describe_instances()
         return [
             each
             for reservation in answer["Reservations"]

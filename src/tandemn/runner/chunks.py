@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from tandemn.protocol.replicas import UploadTarget
+
 _log = structlog.get_logger()
 
 
@@ -39,6 +41,8 @@ class HeldChunk:
         self.prompt_tokens = 0
         self.output_tokens = 0
         self.next_part = 0
+        self.spare: UploadTarget | None = None
+        """Where one more part can be stored without asking the control plane, should it fall silent."""
         self.recomputed: int | None = None
         """Answers that earlier holders had computed and lost; None until their parts have been read."""
         self._spool: Spool | None = None

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from tandemn.runner.feeder import Owner, Request, Result
     from tandemn.runner.notices import Notice
 
+#: Where it ends for want of a control plane, nobody waits for it: there is time to store what it has.
+SILENT_STORE_S = 60.0
+
 #: In the replica's work folder.
 ENGINE_LOG = "engine.log"
 
@@ -217,6 +220,8 @@ class Session:
         if not ending.is_rejected:
             if self._engine.is_up:
                 await self._feeder.settle(SETTLE_S)
+            if ending.code == "server_silent":
+                await _at_most(SILENT_STORE_S, self._uploader.store_unheard())
             await _at_most(STORE_S, self._uploader.finish_up(STORE_S / 2))
             await _at_most(RELEASE_S, self._release())
         await self._cancel("engine", "sweep", "heartbeat", "give back")

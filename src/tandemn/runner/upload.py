@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import structlog
 
@@ -76,14 +78,24 @@ class Uploader:
                 _log.info("part not stored", chunk=chunk.number, error=exc.message, code=exc.code)
 
     async def _store_part(self, chunk: HeldChunk) -> None:
-        spool = chunk.spool
-        start, end = spool.stored, spool.size
+        target = await self._part_target(chunk)
+        if chunk.is_dropped:
+            return
+        await self._put_part(chunk, target)
+        if chunk.spare is None and urlsplit(target.url).scheme:
+            # The store is reached without the control plane: what is computed while that one is silent need not be lost.
+            with suppress(Retryable):
+                chunk.spare = await self._part_target(chunk)
+
+    async def _part_target(self, chunk: HeldChunk) -> UploadTarget:
         # A number is used once: a try that seemed to fail may have stored its bytes all the same.
         number, chunk.next_part = chunk.next_part, chunk.next_part + 1
         request = UploadRequest(chunk=chunk.number, token=chunk.lease.token, part=number)
-        target = (await self._client.upload_target(request)).answers
-        if chunk.is_dropped:
-            return
+        return (await self._client.upload_target(request)).answers
+
+    async def _put_part(self, chunk: HeldChunk, target: UploadTarget) -> None:
+        spool = chunk.spool
+        start, end = spool.stored, spool.size
 
         def blocks() -> Iterator[bytes]:
             for at in range(start, end, BLOCK_BYTES):
@@ -152,18 +164,39 @@ class Uploader:
             broken = Broken(f"the store has been full for {now - self._full_since:.0f} s", code=STORE_FULL)
             self._on_broken(broken)
 
+    async def store_unheard(self) -> None:
+        """Store what every chunk has, as a last part each, without the control plane, which is silent.
+
+        Whoever is given the chunk next finds it in the store. Where the store is reached through the control plane,
+        nothing can be done.
+        """
+        self._drop_tasks()
+        for chunk in self._chunks:
+            if chunk.phase is Phase.LEASED or chunk.spare is None or chunk.spool.size == chunk.spool.stored:
+                continue
+            target, chunk.spare = chunk.spare, None
+            try:
+                await self._put_part(chunk, target)
+            except (Retryable, InvalidInput) as exc:
+                _log.warning("answers not stored", chunk=chunk.number, error=exc.message, code=exc.code)
+            else:
+                _log.info("answers stored unheard", chunk=chunk.number)
+
     async def finish_up(self, timeout_s: float) -> None:
         """Wait a while for the chunks that are being stored; what is not done then is stored as parts."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout_s)
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._drop_tasks(), return_exceptions=True)
         for chunk in self._chunks:
             if chunk.phase is Phase.COMPUTED:
                 chunk.phase = Phase.BEGUN
         await self.flush()
+
+    def _drop_tasks(self) -> list[asyncio.Task[None]]:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        return tasks
 
 
 async def _in_turn(blocks: Iterator[bytes]) -> AsyncIterator[bytes]:
