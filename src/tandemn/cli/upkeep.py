@@ -129,6 +129,8 @@ async def _gc(names: list[str], *, is_deleting: bool) -> StrayReport:
 def _show(report: StrayReport, *, is_deleting: bool) -> None:
     for where, reason in report.unread.items():
         note(f"not asked: {where}: {printable(reason)}")
+    if report.not_set_up:
+        note(f"not asked, because nobody is signed in: {', '.join(report.not_set_up)}")
     if not report.strays:
         say("nothing without a record")
         return

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import text
 
-from tandemn.errors import InvalidInput, MissingDependency, TandemnError
+from tandemn.errors import MissingDependency, TandemnError
 from tandemn.protocol.upkeep import CheckReport, CheckState, CheckView
 from tandemn.serving.providers.adapters import hosts, providers
 
@@ -41,6 +41,11 @@ async def check(services: Services, provider: str | None = None) -> CheckReport:
     return CheckReport(checks=list(await asyncio.gather(*checks)))
 
 
+def is_not_set_up(error: TandemnError) -> bool:
+    """Say whether a provider refused because nobody has set it up here."""
+    return isinstance(error, MissingDependency) or error.code == "provider_credentials"
+
+
 async def _asked(name: str, question: Awaitable[str], *, is_wanted: bool = True) -> CheckView:
     try:
         async with asyncio.timeout(CHECK_S):
@@ -53,10 +58,7 @@ async def _asked(name: str, question: Awaitable[str], *, is_wanted: bool = True)
             code="provider_unavailable",
         )
     except TandemnError as exc:
-        is_absent = isinstance(exc, MissingDependency) or (
-            isinstance(exc, InvalidInput) and exc.code == "provider_credentials"
-        )
-        state = CheckState.NOT_SET_UP if is_absent and not is_wanted else CheckState.FAILED
+        state = CheckState.NOT_SET_UP if is_not_set_up(exc) and not is_wanted else CheckState.FAILED
         return CheckView(name=name, state=state, detail=exc.message, code=exc.code, next_step=exc.next_step)
 
 

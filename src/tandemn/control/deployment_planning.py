@@ -188,26 +188,29 @@ async def _choose(opened: Providers, spec: DeploymentSpec, *, is_new: bool) -> C
 
 async def _cheapest(opened: Providers, spec: DeploymentSpec) -> Choice:
     """Choose among the providers that can serve it and that somebody is signed in to."""
+    names = [name for name in providers() if name not in _ONLY_BY_NAME]
+    asked = await asyncio.gather(*(_able(opened, name, spec) for name in names))
     able: dict[str, Provider] = {}
     left: dict[str, str] = {}
-    for name in providers():
-        if name in _ONLY_BY_NAME:
-            continue
-        try:
-            provider = await opened.provider(name, spec)
-            if provider.market is Market.SERVERLESS:
-                provider.plan(spec)
-                able[name] = provider
-        except TandemnError as exc:
-            left[name] = exc.message
-    answers = await asyncio.gather(*(_signed_in(each) for each in able.values()), return_exceptions=True)
-    for name, answer in zip(list(able), answers, strict=True):
+    for name, answer in zip(names, asked, strict=True):
         if isinstance(answer, TandemnError):
             left[name] = answer.message
-            del able[name]
-        elif isinstance(answer, BaseException):
-            raise answer
+        elif answer is not None:
+            able[name] = answer
     return choose_provider(spec, able, left)
+
+
+async def _able(opened: Providers, name: str, spec: DeploymentSpec) -> Provider | TandemnError | None:
+    """Return the provider where it can serve the spec and somebody is signed in, else why not."""
+    try:
+        provider = await opened.provider(name, spec)
+        if provider.market is not Market.SERVERLESS:
+            return None
+        provider.plan(spec)
+        await _signed_in(provider)
+    except TandemnError as exc:
+        return exc
+    return provider
 
 
 async def _signed_in(provider: Provider) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ class Providers:
     def __init__(self) -> None:
         self._providers: dict[tuple[str, str | None, str | None], Provider] = {}
         self._hosts: dict[str, RouterHost] = {}
-        self._opening = asyncio.Lock()
+        self._opening: defaultdict[object, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def provider(self, name: str, spec: DeploymentSpec | None = None) -> Provider:
         """Return an opened provider, for the project and region that the spec names where it matters.
@@ -35,7 +36,7 @@ class Providers:
         """
         project, region = (spec.gcp_project, spec.gcp_region) if spec is not None else (None, None)
         key = (name, project, region)
-        async with self._opening:
+        async with self._opening[key]:
             if key not in self._providers:
                 # In a thread: importing an SDK would hold up everyone else.
                 self._providers[key] = await asyncio.to_thread(
@@ -50,7 +51,7 @@ class Providers:
             InvalidInput: `unknown_provider`: there is none of that name.
             MissingDependency: it needs what is not installed.
         """
-        async with self._opening:
+        async with self._opening["host", name]:
             if name not in self._hosts:
                 self._hosts[name] = await asyncio.to_thread(open_host, name)
             return self._hosts[name]

@@ -7,9 +7,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tandemn.control.checks import is_not_set_up
 from tandemn.control.store import deployments
 from tandemn.control.stray_clusters import CLUSTER, SKYPILOT, Clusters, clusters, known
-from tandemn.errors import MissingDependency, TandemnError
+from tandemn.errors import MissingDependency, Retryable, TandemnError
 from tandemn.protocol.deployments import BackendState
 from tandemn.protocol.upkeep import StrayReport, StrayView
 from tandemn.serving.providers.adapters import hosts, providers
@@ -41,7 +42,7 @@ class Source:
     kind: str
     name: str
     opened: Provider | RouterHost | Clusters | None
-    reason: str = ""
+    error: TandemnError | None = None
 
 
 async def find(services: Services) -> StrayReport:
@@ -65,7 +66,7 @@ async def collect(services: Services, remote_names: Collection[str]) -> StrayRep
         for each in chosen
         for reason in (outcome[_identity(each)],)
     ]
-    return StrayReport(strays=strays, unread=report.unread)
+    return report.model_copy(update={"strays": strays})
 
 
 async def _found(
@@ -77,9 +78,12 @@ async def _found(
     known = await services.database.run(_known)
     strays: list[StrayView] = []
     unread: dict[str, str] = {}
-    for source, (remotes, reason) in zip(sources, listed, strict=True):
-        if reason is not None:
-            unread[f"{source.kind}s of {source.name}"] = reason
+    absent: list[str] = []
+    for source, (remotes, error) in zip(sources, listed, strict=True):
+        if error is not None and is_not_set_up(error):
+            absent.append(source.name)
+        elif error is not None:
+            unread[f"{source.kind}s of {source.name}"] = error.message
         strays += [
             StrayView(
                 kind=source.kind,
@@ -92,38 +96,36 @@ async def _found(
             if (source.kind, source.name, each.remote_name, each.place) not in known
         ]
     opened = {(each.kind, each.name): each.opened for each in sources if each.opened is not None}
-    return StrayReport(strays=strays, unread=unread), opened
+    return StrayReport(strays=strays, unread=unread, not_set_up=absent), opened
 
 
 async def _sources(services: Services) -> list[Source]:
-    found: list[Source] = []
-    for name in providers():
-        try:
-            opened = await services.providers.provider(name)
-            found.append(Source(kind=BACKEND, name=name, opened=opened))
-        except TandemnError as exc:
-            found.append(Source(kind=BACKEND, name=name, opened=None, reason=exc.message))
-    for name in hosts():
-        try:
-            host = await services.providers.host(name)
-            found.append(Source(kind=ROUTER, name=name, opened=host))
-        except TandemnError as exc:
-            found.append(Source(kind=ROUTER, name=name, opened=None, reason=exc.message))
+    wanted = [(BACKEND, name) for name in providers()] + [(ROUTER, name) for name in hosts()]
+    found = list(await asyncio.gather(*(_source(services, kind, name) for kind, name in wanted)))
     with suppress(MissingDependency):  # without SkyPilot there never was one
         found.append(Source(kind=CLUSTER, name=SKYPILOT, opened=clusters(services)))
     return found
 
 
-async def _listed(source: Source) -> tuple[list[Remote], str | None]:
+async def _source(services: Services, kind: str, name: str) -> Source:
+    try:
+        if kind == BACKEND:
+            return Source(kind=kind, name=name, opened=await services.providers.provider(name))
+        return Source(kind=kind, name=name, opened=await services.providers.host(name))
+    except TandemnError as exc:
+        return Source(kind=kind, name=name, opened=None, error=exc)
+
+
+async def _listed(source: Source) -> tuple[list[Remote], TandemnError | None]:
     if source.opened is None:
-        return [], source.reason
+        return [], source.error
     try:
         async with asyncio.timeout(LIST_S):
             return list(await source.opened.find()), None
     except TimeoutError:
-        return [], f"no answer within {LIST_S:g} s"
+        return [], Retryable(f"no answer within {LIST_S:g} s", code="provider_unavailable")
     except TandemnError as exc:
-        return [], exc.message
+        return [], exc
 
 
 def _known(connection: Connection) -> set[Identity]:

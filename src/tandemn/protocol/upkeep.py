@@ -49,6 +49,8 @@ class StrayReport(BaseModel):
     strays: list[StrayView]
     unread: dict[str, str] = {}
     """Providers that could not be asked, and why."""
+    not_set_up: list[str] = []
+    """Providers that nobody is signed in to: what is there is not known either."""
 
 
 class CollectRequest(BaseModel):

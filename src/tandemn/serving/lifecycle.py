@@ -120,6 +120,10 @@ def intended(part: Part[PlanT], action: Action) -> Part[PlanT]:
 def ensured(part: Part[PlanT], remote: Remote, now: float) -> Part[PlanT]:
     """The provider took the plan."""
     state = part.state if part.state in SERVING else BackendState.PROVISIONING
+    before = part.remote
+    if remote.url is None and before is not None and before.remote_id == remote.remote_id:
+        # A create tells no URL yet; the one of an update stays, or the router would drop what serves.
+        remote = replace(remote, url=before.url)
     return replace(
         part,
         state=state,
@@ -165,6 +169,14 @@ def looked(part: Part[PlanT], status: BackendStatus, now: float) -> Part[PlanT]:
         failures=failures,
         not_before=now + wait,
     )
+
+
+def is_news(before: Part[PlanT], after: Part[PlanT]) -> bool:
+    """Whether a look's outcome is worth a record: while all is well, words and times change all the time."""
+    same = replace(before, not_before=after.not_before)
+    if after.state in SERVING and after.code is None:
+        same = replace(same, reason=after.reason)
+    return after != same
 
 
 def deleted(part: Part[PlanT], now: float, *, is_gone: bool) -> Part[PlanT]:

@@ -34,6 +34,8 @@ LONGEST_FAULT_S = 60.0
 PARALLEL = 32
 #: How long calls under way may go on when the control plane is to end; the next one repeats them.
 HALT_S = 3.0
+#: How long cancelled calls have for letting go.
+CANCEL_S = 3.0
 
 Key = tuple[str, str]
 
@@ -169,4 +171,6 @@ class DeploymentSupervisor:
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            # An SDK that does not let itself be cancelled must not keep the control plane from ending.
+            await asyncio.wait(tasks, timeout=CANCEL_S)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
@@ -88,7 +88,7 @@ async def _move(
         if intent.state is BackendState.DELETED:
             return None
         after = await _tried(hands, record, intent, action, act)
-        if after == replace(known.part, not_before=after.not_before):
+        if not lifecycle.is_news(known.part, after):
             return after.not_before
         await hands.database.run(deployments.write, name, known, after, now=hands.clock.now())
     except Superseded:
@@ -165,8 +165,10 @@ async def push(hands: Hands, service_name: str) -> None:
     """Give the router another table where what it should know has changed; one push at a time a deployment."""
     record = await hands.database.run(deployments.get, service_name)
     router = record.router
-    if record.is_deleting or router is None or not router.part.is_ensured or router.part.remote is None:
+    if record.is_deleting or router is None or router.part.remote is None:
         return
+    if not router.part.is_ensured or router.part.state not in lifecycle.SERVING:
+        return  # it was given the table of then when it was started
     now = hands.clock.now()
     try:
         setup = await setup_of(hands, record)

@@ -138,7 +138,9 @@ def _tell(
     else:
         kind = EventKind.ROUTER_STATE
         facts |= {"provider": plan.host}
-    if (before.state, before.reason, before.code) != (after.state, after.reason, after.code):
+    if (before.state, before.code) != (after.state, after.code) or (
+        after.code is not None and before.reason != after.reason
+    ):
         price = None if plan.usd_per_hour is None else str(plan.usd_per_hour)
         facts |= {"state": after.state.value, "reason": after.reason, "code": after.code}
         facts |= {"price_usd_per_hour": price, "price_source": plan.price_source or None}
