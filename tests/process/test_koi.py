@@ -216,7 +216,7 @@ def test_koi_hears_everything_in_order_whatever_dies(tmp_path, record_property):
     ):
         koi.behave(refuse_every=3)
         engine = ("--slots", "8", "--decode-step-s", "0.02", "--load-s", "1.2")
-        job = begin(house, 4000, "--replicas", "2", "--advisor", "koi", "--chunk-size", "50", engine=engine)
+        job = begin(house, 4000, "--replicas", "2", "--advisor", "koi", "--chunk-size", "10", engine=engine)
         house.wait_for(lambda: len(watch.computing(house, job)) == 2)
         watch.kill(watch.computing(house, job)[0]["pid"])
         house.wait_for(lambda: watch.replicas(house, job, "preempted"))
@@ -225,6 +225,7 @@ def test_koi_hears_everything_in_order_whatever_dies(tmp_path, record_property):
             lambda: [each for each in watch.computing(house, job) if each["config"]["market"] == "on-demand"]
         )[0]
         koi.stop()
+        koi.behave()
         watch.kill(lost["pid"])
         house.wait_for(lambda: watch.replicas(house, job, "failed"))
         watch.ask(house, "POST", f"{job}/swap", gpu="L40S", replicas=1)
