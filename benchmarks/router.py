@@ -1,6 +1,7 @@
 """The router beside its peers, in one run: requests/s, CPU per event, added latency, memory, failover.
 
     python benchmarks/router.py [--install-peers] [--rounds 3] [--only router,nginx] [--json FILE]
+    python benchmarks/router.py --part requests --json FILE      and so on, part by part into one file
 
 Proxies run on core 0; the stand-in for a vLLM server and the load (router_load.c, built with cc on the spot) on
 core 1. In every round each proxy meets each scenario in turn, and all proxies but the one that is measured are
@@ -44,6 +45,14 @@ SCENARIOS = {
     "2000 idle": ("events=2&gap_us=60000000", ("idle", "2000", "1", "0.5", "3000", "0"), "0"),
 }
 TLS_SCENARIOS = ("closed", "500 streams", "2000 idle")
+#: What can be run by itself, where the machine is quiet for some minutes only: its scenarios.
+PARTS = {
+    "requests": ("closed", "varied heads"),
+    "streams": ("200/s", "500 streams"),
+    "memory": ("2000 idle",),
+    "faults": (),
+    "tls": (),
+}
 
 
 def free_port() -> int:
@@ -105,6 +114,7 @@ class Bench:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+        self.running.clear()
 
 
 def wait_for(condition: Any, limit_s: float = 60.0) -> None:
@@ -286,7 +296,7 @@ def measure_idle(
 
 
 def run_round(
-    bench: Bench, running: dict[str, Any], backend: int, scenarios: list[str]
+    bench: Bench, running: dict[str, Any], backend: int, scenarios: tuple[str, ...]
 ) -> list[dict[str, Any]]:
     found = []
     for scenario in scenarios:
@@ -478,9 +488,8 @@ def main() -> None:
     parser.add_argument("--install-peers", action="store_true", help="vLLM's and SGLang's routers, from PyPI")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", help="names, comma-separated")
-    parser.add_argument("--scenarios", help="names, comma-separated: " + "; ".join(SCENARIOS))
-    parser.add_argument("--no-tls", action="store_true")
-    parser.add_argument("--json", type=Path, help="where to write all figures")
+    parser.add_argument("--part", action="append", choices=PARTS, help="only this one; may be repeated")
+    parser.add_argument("--json", type=Path, help="where to write all figures; other parts there are kept")
     given = parser.parse_args()
     if given.install_peers:
         install_peers()
@@ -489,20 +498,34 @@ def main() -> None:
         for name, begin in contestants().items()
         if not given.only or name in given.only.split(",")
     }
-    scenarios = given.scenarios.split(",") if given.scenarios else list(SCENARIOS)
+    report: dict[str, Any] = {"medians": {}, "tls": {}, "faults": {}}
+    if given.json and given.json.exists():
+        report = json.loads(given.json.read_text())
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder))
-        try:
-            report = run(bench, chosen, scenarios, given.rounds, with_tls=not given.no_tls)
-        finally:
-            bench.end()
-    print(json.dumps(report["targets"] | report["failover"], indent=1))
+        for part in given.part or PARTS:
+            try:
+                run(bench, chosen, part, given.rounds, report)
+            finally:
+                bench.end()
+    report["targets"] = targets(report["medians"])
+    print(json.dumps(report, indent=1))
     if given.json:
         given.json.write_text(json.dumps(report, indent=1))
 
 
-def run(
-    bench: Bench, chosen: dict[str, Any], scenarios: list[str], rounds: int, *, with_tls: bool
+def run(bench: Bench, chosen: dict[str, Any], part: str, rounds: int, report: dict[str, Any]) -> None:
+    """Run one part and note its figures in the report."""
+    if part == "faults":
+        report["faults"] = failover(bench) | shift(bench)
+    elif part == "tls":
+        report["tls"] = run_tls(bench, chosen, rounds)
+    else:
+        report["medians"] |= run_plain(bench, chosen, PARTS[part], rounds)
+
+
+def run_plain(
+    bench: Bench, chosen: dict[str, Any], scenarios: tuple[str, ...], rounds: int
 ) -> dict[str, Any]:
     _, backend = bench.serve()
     running = {
@@ -513,18 +536,22 @@ def run(
     for number in range(rounds):
         print(f"round {number + 1} of {rounds}")
         results += run_round(bench, running, backend, scenarios)
-    report: dict[str, Any] = {"medians": summary(results), "runs": results}
-    report["targets"] = targets(report["medians"])
-    report["failover"] = failover(bench) | shift(bench)
-    if with_tls and shutil.which("nginx"):
-        print("TLS to the backend")
-        port, cert = tls_backend(bench, backend)
-        both = {name: begin for name, begin in chosen.items() if name in {"router", "nginx"}}
-        url = [f"https://localhost:{port}"]
-        secure = start_all(bench, both, url, ca_file=cert)
-        tls_results = run_round(bench, secure, backend, [s for s in TLS_SCENARIOS if s in scenarios])
-        report["tls"] = {"medians": summary(tls_results), "runs": tls_results}
-    return report
+    return summary(results)
+
+
+def run_tls(bench: Bench, chosen: dict[str, Any], rounds: int) -> dict[str, Any]:
+    """The router and nginx with TLS to the backend."""
+    if not shutil.which("nginx"):
+        return {}
+    _, backend = bench.serve()
+    port, cert = tls_backend(bench, backend)
+    both = {name: begin for name, begin in chosen.items() if name in {"router", "nginx"}}
+    running = start_all(bench, both, [f"https://localhost:{port}"], ca_file=cert)
+    results = []
+    for number in range(rounds):
+        print(f"TLS to the backend, round {number + 1} of {rounds}")
+        results += run_round(bench, running, backend, TLS_SCENARIOS)
+    return summary(results)
 
 
 if __name__ == "__main__":
