@@ -8,7 +8,7 @@ core 1. In every round each proxy meets each scenario in turn, and all proxies b
 stopped. nginx takes part where it is on PATH, vLLM's and SGLang's routers (Rust) where `--install-peers` has put
 them into .cache/router-peers. Wall-clock figures need a quiet machine: `others` is how many cores all else used during
 a measurement, one that was disturbed is repeated while `--patience` lasts, and medians are of the undisturbed ones
-where there are any. Ratios of one run are what to compare.
+where there are any. `--realtime` keeps what is measured from waiting for others. Ratios of one run are what to compare.
 """
 
 from __future__ import annotations
@@ -67,9 +67,10 @@ def free_port() -> int:
 
 
 class Bench:
-    def __init__(self, folder: Path, patience_s: float = 0.0) -> None:
+    def __init__(self, folder: Path, patience_s: float, *, is_realtime: bool) -> None:
         self.folder = folder
         self.patience_s = patience_s
+        self.priority = ["chrt", "--fifo", "1"] if is_realtime else []
         self.tool = folder / "router_load"
         self.running: list[subprocess.Popen[bytes]] = []
         compiler = shutil.which("cc")
@@ -81,7 +82,7 @@ class Bench:
 
     def start(self, argv: list[str], core: int, **environment: str) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
-            ["taskset", "-c", str(core), *argv],
+            ["taskset", "-c", str(core), *self.priority, *argv],
             env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -98,7 +99,18 @@ class Bench:
         return process, port
 
     def load(self, port: int, arguments: tuple[str, ...], vary: str, pids: str) -> dict[str, Any]:
-        argv = ["taskset", "-c", "1", str(self.tool), "load", str(port), *arguments, KEY, vary]
+        argv = [
+            "taskset",
+            "-c",
+            "1",
+            *self.priority,
+            str(self.tool),
+            "load",
+            str(port),
+            *arguments,
+            KEY,
+            vary,
+        ]
         done = subprocess.run(argv, capture_output=True, env={**os.environ, "CPU_OF": pids}, check=False)
         found: dict[str, Any] = json.loads(done.stdout) if done.returncode == 0 else {"failed": -1}
         return found
@@ -314,7 +326,7 @@ def measure_idle(
     bench: Bench, processes: list[psutil.Process], port: int, arguments: tuple[str, ...]
 ) -> dict[str, Any]:
     before = pss_kb(processes)
-    argv = ["taskset", "-c", "1", str(bench.tool), "load", str(port), *arguments, KEY, "0"]
+    argv = ["taskset", "-c", "1", *bench.priority, str(bench.tool), "load", str(port), *arguments, KEY, "0"]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         result: dict[str, Any] = json.loads(holder.stdout.readline())
@@ -520,6 +532,9 @@ def main() -> None:
     parser.add_argument("--only", help="names, comma-separated")
     parser.add_argument("--part", action="append", choices=PARTS, help="only this one; may be repeated")
     parser.add_argument(
+        "--realtime", action="store_true", help="before all else on this machine (as root: SCHED_FIFO)"
+    )
+    parser.add_argument(
         "--patience", type=float, default=0.0, help="seconds in all for repeating what was disturbed"
     )
     parser.add_argument("--json", type=Path, help="where to add all figures to those of earlier runs")
@@ -535,7 +550,7 @@ def main() -> None:
     if given.json and given.json.exists():
         report = json.loads(given.json.read_text())
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), given.patience)
+        bench = Bench(Path(folder), given.patience, is_realtime=given.realtime)
         for part in given.part or PARTS:
             try:
                 run(bench, chosen, part, given.rounds, report)
