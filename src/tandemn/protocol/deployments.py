@@ -68,6 +68,8 @@ class SpotScaling(_Strict):
     """Requests per second that one replica is meant to carry."""
     upscale_delay: int = Field(default=5, ge=0, le=LONGEST_S)
     downscale_delay: int = Field(default=300, ge=0, le=LONGEST_S)
+    on_demand_fallback: bool = False
+    """While spot is not to be had, SkyServe runs on-demand replicas in its place."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

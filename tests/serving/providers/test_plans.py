@@ -9,7 +9,7 @@ import yaml
 
 from tandemn.errors import InvalidInput, MissingDependency
 from tandemn.serving.choice import choose_provider
-from tandemn.serving.providers import adapters, skyserve
+from tandemn.serving.providers import adapters, skyserve_service
 from tandemn.serving.providers.cloudrun import CloudRun
 from tandemn.serving.providers.modal import Modal
 from tandemn.serving.providers.provider import SERVERLESS_REPLICAS, Provider
@@ -155,7 +155,7 @@ def test_modal_is_bounded():
 
 def test_skyserve_renders_policy_and_engine():
     policy = "spot: {min_replicas: 1, max_replicas: 3, target_qps: 2, upscale_delay: 7, downscale_delay: 9}"
-    task = skyserve.service_task(spec(policy, region="us-east-1", gpu_count=2, tp_size=2))
+    task = skyserve_service.service_task(spec(policy, region="us-east-1", gpu_count=2, tp_size=2))
     assert yaml.safe_load(yaml.safe_dump(task)) == task
     assert task["service"]["replica_policy"] == {
         "min_replicas": 1,
@@ -173,9 +173,9 @@ def test_skyserve_renders_policy_and_engine():
 
 
 def test_a_fleet_that_may_be_at_zero_is_not_padded():
-    assert "num_overprovision" not in skyserve.service_task(spec())["service"]["replica_policy"]
+    assert "num_overprovision" not in skyserve_service.service_task(spec())["service"]["replica_policy"]
 
 
 def test_serverless_only_has_no_fleet():
     with pytest.raises(InvalidInput):
-        skyserve.service_task(spec(serverless_only=True))
+        skyserve_service.service_task(spec(serverless_only=True))

@@ -31,3 +31,7 @@ class RequestCancelled(Exception):
 
 class ResourcesMismatchError(Exception):
     pass
+
+
+class ClusterNotUpError(ValueError):
+    pass

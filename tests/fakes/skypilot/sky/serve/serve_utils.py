@@ -1,0 +1,6 @@
+import enum
+
+
+class UpdateMode(enum.Enum):
+    ROLLING = "rolling"
+    BLUE_GREEN = "blue_green"
