@@ -118,6 +118,8 @@ class Server:
     async def answer(
         self, method: str, path: str, fields: dict[str, Any], body: bytes, writer: asyncio.StreamWriter
     ) -> None:
+        # SkyServe's balancer writes the mark of an empty query.
+        path = path.removesuffix("?")
         if path == "/health":
             self.json(writer, {})
         elif path == "/seen":
