@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from tests.fakes.router_rig import Rig, ask, backend, free_port, metrics, wait_for
-from tests.skypilot.slurm import PYTHON, catalogs
+from tests.skypilot.slurm import PYTHON, catalogs, told
 
 from tandemn.serving.providers.skyserve_service import service_task
 from tandemn.serving.spec import spec_from_flags
@@ -116,10 +116,10 @@ def test_a_replica_is_killed_under_load_and_no_request_fails(rig, balancer):
         each.join()
     failed = [each for each in outcomes if each != "ok"]
     counted = metrics(router.port)
-    told = {
+    counts = {
         name: value for name, value in counted.items() if "resumes_total" in name or "retries_total" in name
     }
-    print(f"\n{len(outcomes)} requests, {len(failed)} failed; {told}")
+    told(f"{len(outcomes)} requests, {len(failed)} failed; {counts}")
     assert not failed, failed[:3]
     assert len(outcomes) > 100
     assert controller.seen > 0, "what its autoscaler scales by went through it"

@@ -51,6 +51,7 @@ class Task:
             "run",
             "envs",
             "secrets",
+            "service",
             "file_mounts",
         }
         if unknown:
@@ -62,7 +63,10 @@ def _request(name, **facts):
     """Record a request, as the API server does."""
     _note(name, facts)
     request_id = RequestId(uuid.uuid4().hex)
-    _write(f"requests/{request_id}.json", {"request_id": request_id, "name": name, **facts})
+    _write(
+        f"requests/{request_id}.json",
+        {"request_id": request_id, "name": name, "created_at": time.time(), **facts},
+    )
     return request_id
 
 
@@ -172,6 +176,8 @@ def api_status(request_ids=None, all_status=False, limit=None, fields=None, clus
             "name": each["name"],
             "status": each["status"],
             "cluster_name": each.get("cluster_name"),
+            "request_body": each.get("request_body", "{}"),
+            "created_at": each.get("created_at"),
         }
         for each in found
         if each is not None
@@ -187,6 +193,10 @@ def api_cancel(request_ids=None, silent=False):
         if request and request["status"] == "RUNNING":
             _write(f"requests/{request_id}.json", {**request, "status": "CANCELLED"})
     return _done("sky.api_cancel", list(request_ids or []))
+
+
+def enabled_clouds():
+    return _done("sky.enabled_clouds", ["AWS"])
 
 
 def down(cluster_name, purge=False):
