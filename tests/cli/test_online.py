@@ -103,6 +103,7 @@ def test_every_flag_reaches_the_control_plane(scripted, tandemn, tmp_path):
                 "target_qps": 10.0,
                 "upscale_delay": 5,
                 "downscale_delay": 300,
+                "on_demand_fallback": False,
             },
             "serverless": {"concurrency": 9, "scaledown_window": 300, "timeout": 100},
         },

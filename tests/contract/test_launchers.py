@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
@@ -101,15 +102,26 @@ def skypilot(folder: Path) -> Iterator[House]:
     fake.end_all()
 
 
+class Names:
+    """Replicas are found by their names among all processes of the machine: each test has names of its own."""
+
+    job = "job-1"
+
+
+def name(number: int = 0) -> str:
+    return f"{Names.job}-r{number}"
+
+
 @pytest.fixture(params=[local, skypilot], ids=["local", "skypilot"])
 def house(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[House]:
+    Names.job = f"job-{uuid.uuid4().hex[:8]}"
     yield from request.param(tmp_path)
 
 
 def spec(server_url: str = "http://127.0.0.1:9", number: int = 0) -> LaunchSpec:
     return LaunchSpec(
-        replica_id=f"job-1-r{number}",
-        job_id="job-1",
+        replica_id=name(number),
+        job_id=Names.job,
         config=CONFIG,
         engine="simulated",
         server_url=server_url,
@@ -128,7 +140,7 @@ def test_a_launched_replica_is_there_until_it_is_ended(house):
     launcher.terminate(handle)
     until(is_in(Presence.GONE, launcher, handle))
     launcher.terminate(handle)  # safe to repeat
-    assert launcher.find("job-1-r0") is None
+    assert launcher.find(name()) is None
     assert launcher.living() == []
     sighting = launcher.observe([handle])[0]
     assert sighting.failure is None
@@ -139,7 +151,7 @@ def test_a_replica_that_was_taken_away_is_gone(house):
     one, two = launcher.launch(spec()), launcher.launch(spec(number=1))
     until(lambda: len(launcher.living()) == 2)
     until(is_in(Presence.THERE, launcher, two))
-    until(lambda: launcher.log_tail("job-1-r0", 5))
+    until(lambda: launcher.log_tail(name(), 5))
     house.take_away(one)
     until(is_in(Presence.GONE, launcher, one))
     assert launcher.observe([one])[0].failure is None
@@ -149,9 +161,9 @@ def test_a_replica_that_was_taken_away_is_gone(house):
 def test_it_is_found_by_its_name_after_a_restart_that_lost_the_record(house):
     handle = house.launcher.launch(spec())
     again = house.again()
-    found = until(lambda: again.find("job-1-r0"))
+    found = until(lambda: again.find(name()))
     until(is_in(Presence.THERE, again, found))
-    assert again.find("job-1-r1") is None
+    assert again.find(name(1)) is None
     again.terminate(found)
     until(is_in(Presence.GONE, again, found))
     until(is_in(Presence.GONE, house.launcher, handle))
@@ -178,13 +190,13 @@ def test_every_living_replica_is_listed_recorded_or_not(house):
 def test_its_log_can_be_read_while_it_lives_and_after(house):
     launcher = house.launcher
     handle = launcher.launch(spec())
-    until(lambda: any("hello" in line for line in launcher.log_tail("job-1-r0", 50)))
-    assert len(launcher.log_tail("job-1-r0", 1)) == 1
+    until(lambda: any("hello" in line for line in launcher.log_tail(name(), 50)))
+    assert len(launcher.log_tail(name(), 1)) == 1
     launcher.terminate(handle)
     until(is_in(Presence.GONE, launcher, handle))
-    launcher.clean("job-1-r0")
-    assert any("hello" in line for line in launcher.log_tail("job-1-r0", 50))
-    assert launcher.log_tail("job-1-r7", 50) == []
+    launcher.clean(name())
+    assert any("hello" in line for line in launcher.log_tail(name(), 50))
+    assert launcher.log_tail(name(7), 50) == []
 
 
 def test_room_becomes_less(house):
@@ -197,9 +209,9 @@ def test_room_becomes_less(house):
 def test_the_token_is_on_no_command_line_and_in_no_log(house, tmp_path):
     launcher = house.launcher
     launcher.launch(spec())
-    until(lambda: launcher.log_tail("job-1-r0", 5))
+    until(lambda: launcher.log_tail(name(), 5))
     lines = [line for process in psutil.process_iter() for line in _command(process)]
-    assert any("job-1-r0" in line for line in lines)
+    assert any(name() in line for line in lines)
     assert not any(TOKEN in line for line in lines)
     logs = [path.read_text(errors="replace") for path in tmp_path.rglob("*.log")]
     assert logs

@@ -15,6 +15,8 @@ from tests.process.scene import begin, end
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.alone
+
 #: What Koi may take; its default is 5 s.
 LIMIT_S = 1.0
 MODEL = "Llama-3.1-8B-Instruct"

@@ -27,6 +27,7 @@ def test_without_a_file_the_defaults_hold():
         "target_qps": 10,
         "upscale_delay": 5,
         "downscale_delay": 300,
+        "on_demand_fallback": False,
     }
     assert layered().serverless.model_dump() == {"concurrency": 32, "scaledown_window": 60, "timeout": 600}
 

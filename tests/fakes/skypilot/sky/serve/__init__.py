@@ -2,7 +2,7 @@
 
 import json
 
-from .. import FOLDER, _done, _read, _request, _write, exceptions
+from .. import FOLDER, _done, _read, _request, _write, exceptions  # noqa: TID252 - `sky` is this very package
 
 _CONTROLLER = "sky-serve-controller-1a2b3c"
 
