@@ -58,7 +58,7 @@ def ask(chat: dict[str, str], key: str | None = None) -> str:
 
 
 class Load:
-    """Asks all the time, from a thread of its own; every answer but 200 is kept."""
+    """Asks all the time, but leaves the machine room, from a thread of its own; every answer but 200 is kept."""
 
     def __init__(self, chat: dict[str, str]) -> None:
         self.chat = chat
@@ -94,7 +94,7 @@ class Load:
                             self.failed.append(f"{answer.status}: {text}")
                 except aiohttp.ClientError as exc:
                     self.failed.append(repr(exc))
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.1)
 
 
 def test_the_endpoint_answers_when_deploy_returns(town, chat):
@@ -156,12 +156,12 @@ def test_it_works_on_when_the_control_plane_is_gone_and_is_adopted_by_the_next(t
     with Load(chat) as load:
         psutil.Process(town.server_pid()).send_signal(signal.SIGKILL)
         answered = load.answered
-        town.wait_for(lambda: load.answered > answered + 20)
+        town.wait_for(lambda: load.answered > answered + 5)
         after = status(town)  # starts another one
         town.wait_for(lambda: status(town)["state"] == "ready")
         assert town.run("server", "stop").returncode == 0
         answered = load.answered
-        town.wait_for(lambda: load.answered > answered + 20)
+        town.wait_for(lambda: load.answered > answered + 5)
     assert load.failed == []
     assert after["router"]["pid"] == before["router"]["pid"]
     assert after["endpoint"] == chat["endpoint"]

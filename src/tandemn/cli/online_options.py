@@ -85,7 +85,10 @@ def spec_of(
     Raises:
         InvalidInput: a flag or a line of the policy is wrong; the message names it.
     """
-    fields = {name: flags[name] for name in FIELDS if flags.get(name) not in (None, False)}
+    # Not `in (None, False)`: 0 is equal to False, and no value that a flag may leave out.
+    fields = {
+        name: flags[name] for name in FIELDS if flags.get(name) is not None and flags[name] is not False
+    }
     if flags.get("budget") is not None:
         fields["budget_usd"] = flags["budget"]
     if engine_args:
