@@ -15,7 +15,7 @@ from tests.process.scene import begin, end
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.slow
 
 #: What Koi may take; its default is 5 s.
 LIMIT_S = 1.0

@@ -18,7 +18,7 @@ import tandemn
 
 #: What runners import, beside the standard library and Tandemn itself; a test holds this against the imports.
 RUNNER_NEEDS = frozenset(
-    {"aiohttp", "httptools", "msgspec", "pydantic", "pydantic-settings", "structlog", "uvloop"}
+    {"aiohttp", "httptools", "msgspec", "psutil", "pydantic", "pydantic-settings", "structlog", "uvloop"}
 )
 #: What an engine needs beside that. vLLM is installed by its own name, in the version that the task pins.
 ENGINE_NEEDS = {"llamacpp": frozenset({"gguf", "numpy", "xllamacpp"})}
