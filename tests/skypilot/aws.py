@@ -80,6 +80,8 @@ class Aws:
                 [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)],
                 stdout=log,
                 stderr=log,
+                # Amazon's own policies, which SkyPilot gives to its instances' role.
+                env={**os.environ, "MOTO_IAM_LOAD_MANAGED_POLICIES": "true"},
             )
         end = time.monotonic() + 60
         while not self._answers():

@@ -69,6 +69,14 @@ def test_a_quota_everywhere_is_a_quota_and_a_capacity_anywhere_is_none():
     assert type(translated(error("ResourcesUnavailableError", history=[quota, "no capacity"]))) is NoCapacity
 
 
+def test_what_was_asked_for_is_not_told_with_every_place():
+    places = [
+        f"Failed to acquire resources in {zone} for {{AWS(g6.xlarge[Spot], {{'L4': 1}})}}." for zone in "ab"
+    ]
+    found = translated(error("ResourcesUnavailableError", history=places))
+    assert found.message.endswith("Failed to acquire resources in a; Failed to acquire resources in b")
+
+
 def test_colours_and_excess_are_left_out():
     found = translated(error("RuntimeError", message="\x1b[31mred\x1b[0m\n" + "x" * 5000))
     assert "\x1b" not in found.message

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -39,7 +40,9 @@ INSTALL = "uv tool install 'skypilot[aws]==0.14.1' (or pipx), or name its Python
 CALL_S = 300.0
 #: Tries to start SkyPilot's API server: it gives itself 60 s, which a busy machine exceeds, and goes on coming up.
 STARTS = 3
-NOT_STARTED = "Failed to start SkyPilot API server"
+NOT_STARTED = re.compile(
+    "Failed to start SkyPilot API server|SkyPilot API server process exited unexpectedly"
+)
 #: How long `import sky` may take, in seconds.
 HELLO_S = 120.0
 
@@ -197,7 +200,7 @@ class SkyPilot:
             worker.waiting.pop(number, None)
         if "error" in reply:
             error = translated(reply["error"])
-            raise _NotStarted(error) if NOT_STARTED in error.message else error
+            raise _NotStarted(error) if NOT_STARTED.search(error.message) else error
         return reply
 
     def _running(self) -> _Worker:

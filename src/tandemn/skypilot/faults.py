@@ -31,6 +31,8 @@ _QUOTA = re.compile(
     r"quota|vcpu ?limit|limit ?exceeded|LimitExceeded|MaxSpotInstanceCount|RESOURCE_EXHAUSTED: Quota",
     re.IGNORECASE,
 )
+#: What was asked for, which it repeats with every place.
+_ASKED_FOR = re.compile(r" for \{.*\}\.?", re.DOTALL)
 _CHECK = "run `sky check` and follow what it says"
 
 
@@ -51,7 +53,10 @@ def translated(error: Mapping[str, Any]) -> TandemnError:
 
 def tried(error: Mapping[str, Any]) -> list[str]:
     """Say what was tried, where and why each failed, as far as SkyPilot tells."""
-    told = [shown(each.get("message") or each.get("type")) for each in error.get("history") or []]
+    told = [
+        shown(_ASKED_FOR.sub("", str(each.get("message") or each.get("type"))))
+        for each in error.get("history") or []
+    ]
     return list(dict.fromkeys(told))[:TOLD]
 
 
