@@ -325,7 +325,7 @@ def test_a_control_plane_that_goes_away_is_waited_for(scripted, tandemn, monkeyp
     scripted.refusals["GET", "/api/deployments/chat"] = InvalidInput("down", code="x")
     scripted.refusals["GET", "/api/deployments/chat"].http_status = 503
     began = time.monotonic()
-    monkeypatch.setattr("tandemn.cli.deployment_steps.OUTAGE_S", 0.0)
+    monkeypatch.setattr("tandemn.cli.follow.OUTAGE_S", 0.0)
     result = tandemn(*DEPLOY)
     assert result.code == 1
     assert "tandemn status --service-name chat" in result.err

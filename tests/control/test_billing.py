@@ -40,6 +40,9 @@ START = planned(at=1800.0)
         # What is gone is billed until the hour in which it went.
         ([START, made(1900.0), gone(1.2 * HOUR)], 9 * HOUR, [(0.0, 2 * HOUR)]),
         ([START, made(1900.0), gone(1.2 * HOUR), billed(9 * HOUR, 0.0, 2 * HOUR, "1")], 99 * HOUR, []),
+        # One that has no bill is not asked for ever.
+        ([START, made(1900.0), gone(1.2 * HOUR)], 70 * HOUR, [(0.0, 2 * HOUR)]),
+        ([START, made(1900.0), gone(1.2 * HOUR)], 74 * HOUR, []),
         # Never made: no bill. Spot has no API for it.
         ([START], 9 * HOUR, []),
         ([spot(1800.0)], 9 * HOUR, []),

@@ -18,7 +18,6 @@ from tests.skypilot.aws import KEY, Aws
 from tests.skypilot.slurm import PYTHON, told
 
 from tandemn.clock import SystemClock
-from tandemn.control.clouds import enabled_clouds
 from tandemn.errors import NextOffer
 from tandemn.fleet.launchers.launcher import LaunchSpec
 from tandemn.fleet.launchers.skypilot import SkyPilotLauncher
@@ -30,6 +29,7 @@ from tandemn.placement.catalog.skypilot import read_catalogs
 from tandemn.placement.quota import QuotaReader, free_vcpus
 from tandemn.protocol.jobs import ReplicaConfig
 from tandemn.protocol.replicas import Market
+from tandemn.skypilot.clouds import enabled_clouds
 from tandemn.skypilot.environment import SkyPilot, task
 
 pytestmark = pytest.mark.skypilot

@@ -13,7 +13,6 @@ from typer.core import TyperCommand
 from tandemn.cli import answers, job, online, options
 from tandemn.cli import online_options as online_flags
 from tandemn.cli.workload import JOB_FLAGS, ONLINE_FLAGS, refuse_mixture, split_names
-from tandemn.protocol.jobs import JobSpec
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -154,30 +153,7 @@ def deploy(
             online.deploy(flags, engine_args, is_update=update, force=force, yes=yes, as_json=as_json)
         )
     refuse_mixture(given, is_job=True)
-    spec = options.checked(
-        JobSpec,
-        {"budget_usd": "--budget", "slo_s": "--slo", "model": "MODEL"},
-        model=model,
-        slo_s=job.slo_s(slo),
-        max_output_tokens=max_output_tokens,
-        cloud=cloud,
-        region=region,
-        gpu=gpu,
-        tp=tp,
-        pp=pp,
-        replicas=replicas,
-        on_demand=on_demand,
-        chunk_size=chunk_size,
-        engine=engine,
-        engine_args=engine_args,
-        budget_usd=budget,
-        priority=priority,
-        advisor=advisor,
-        force=force,
-        persist=persist,
-        skip_invalid=skip_invalid,
-        stop_at_deadline=stop_at_deadline,
-    )
+    spec = job.spec_of({**context.params, "model": model}, engine_args)
     if not job.is_remote(source):
         job.check_input(Path(source))
     if output is not None:

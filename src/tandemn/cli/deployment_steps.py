@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TextIO
 
 from tandemn.cli import deployment_report as report
-from tandemn.cli.connection import follow_restart
-from tandemn.cli.output import note
+from tandemn.cli.follow import patiently
 from tandemn.client import UserClient
-from tandemn.errors import Retryable
 from tandemn.protocol.deployments import DeploymentStatus
 
 #: Longest look that the control plane is asked to hold back, in seconds.
 LOOK_S = 10.0
-#: How long the control plane may be away (it restarts) before the wait is given up.
-OUTAGE_S = 120.0
-#: Between two tries to reach it.
-PAUSE_S = 0.5
 
 Seen = Callable[[DeploymentStatus], None]
 
@@ -56,21 +50,8 @@ async def follow(
         show(status)
         if until(status):
             return status
-        status = await _look(client, status)
-
-
-async def _look(client: UserClient, since: DeploymentStatus) -> DeploymentStatus:
-    away_since: float | None = None
-    while True:
-        try:
-            return await client.deployment(since.service_name, since=since.updated_at, wait_s=LOOK_S)
-        except Retryable as error:
-            now = time.monotonic()
-            if away_since is None:
-                away_since = now
-                note(f"waiting: {error.message}")
-            if now - away_since > OUTAGE_S:
-                error.next_step = f"`tandemn status --service-name {since.service_name}` shows how it stands"
-                raise
-            await asyncio.sleep(PAUSE_S)
-            follow_restart(client)
+        status = await patiently(
+            client,
+            partial(client.deployment, status.service_name, since=status.updated_at, wait_s=LOOK_S),
+            f"`tandemn status --service-name {status.service_name}` shows how it stands",
+        )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from tandemn.cli.connection import follow_restart
 from tandemn.cli.output import note
@@ -12,7 +13,9 @@ from tandemn.client import UserClient
 from tandemn.errors import Retryable
 from tandemn.protocol.jobs import JobState, JobStatus
 
-#: Between two looks at a job that runs.
+T = TypeVar("T")
+
+#: Between two looks at a job that runs, or tries to reach the control plane.
 LOOK_S = 0.5
 #: A job is looked at more often at first: small inputs are validated, and small jobs done, within a second.
 FIRST_LOOKS_S = (0.05, 0.05, 0.1, 0.1, 0.2, 0.3)
@@ -64,17 +67,35 @@ async def look(
 
     A control plane that is away for a while is waited for.
     """
+    return await patiently(
+        client,
+        lambda: client.job(job_id, wait_s=wait_s, state=since.state if since else None),
+        f"`tandemn progress {job_id}` goes on watching",
+    )
+
+
+async def patiently(client: UserClient, ask: Callable[[], Awaitable[T]], next_step: str) -> T:
+    """Ask until the control plane answers: it may be restarting.
+
+    Args:
+        client: follows it to another address.
+        ask: what is asked, anew each time.
+        next_step: what to do once it was away for too long.
+
+    Raises:
+        Retryable: it did not answer for two minutes.
+    """
     away_since: float | None = None
     while True:
         try:
-            return await client.job(job_id, wait_s=wait_s, state=since.state if since else None)
+            return await ask()
         except Retryable as error:
             now = time.monotonic()
             if away_since is None:
                 away_since = now
                 note(f"waiting: {error.message}")
             if now - away_since > OUTAGE_S:
-                error.next_step = f"`tandemn progress {job_id}` goes on watching"
+                error.next_step = next_step
                 raise
             await asyncio.sleep(LOOK_S)
             follow_restart(client)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from tandemn.cli import answers, report
+from tandemn.cli import answers, options, report
 from tandemn.cli.agreement import agrees
 from tandemn.cli.connection import connect
 from tandemn.cli.display import job_display, upload_display
@@ -55,7 +57,21 @@ def check_input(path: Path) -> None:
     raise InvalidInput(f"the input file {path} {problem}", code=code, param="input")
 
 
-def slo_s(text: str | None) -> float:
+def spec_of(flags: Mapping[str, Any], engine_args: list[str]) -> JobSpec:
+    """Make the spec that flags mean: those of the command's parameters that are called as a field is, and three more.
+
+    Raises:
+        InvalidInput: a flag is missing or wrong; the message names it.
+    """
+    fields = {name: flags[name] for name in JobSpec.model_fields if name in flags}
+    return options.checked(
+        JobSpec,
+        {"budget_usd": "--budget", "slo_s": "--slo", "model": "MODEL"},
+        **fields | {"slo_s": _slo_s(flags["slo"]), "budget_usd": flags["budget"], "engine_args": engine_args},
+    )
+
+
+def _slo_s(text: str | None) -> float:
     """Read `--slo`, which a job must have, as seconds.
 
     Raises:

@@ -14,7 +14,7 @@ from tandemn.cli import online_options as online_flags
 from tandemn.cli.connection import connect
 from tandemn.cli.deploy import DeployCommand
 from tandemn.cli.display import upload_display
-from tandemn.cli.job import check_input, is_remote, slo_s
+from tandemn.cli.job import check_input, is_remote, spec_of
 from tandemn.cli.output import emit, say
 from tandemn.cli.text import table
 from tandemn.cli.workload import refuse_mixture, split_names
@@ -93,31 +93,14 @@ def plan(
     """
     model, source = split_names(names or [], model)
     given = options.given(context)
+    flags = {**context.params, "model": model}
     if source is None:
         refuse_mixture(given, is_job=False)
-        flags = {**context.params, "model": model}
         spec = online_flags.spec_of(flags, context.meta.get("engine_args", []))
         asyncio.run(_plan_deployment(DeploymentRequest(spec=spec, force=force), as_json=as_json))
         return
     refuse_mixture(given, is_job=True)
-    spec_of_job = options.checked(
-        JobSpec,
-        {"budget_usd": "--budget", "slo_s": "--slo", "model": "MODEL"},
-        model=model,
-        slo_s=slo_s(slo),
-        max_output_tokens=max_output_tokens,
-        cloud=cloud,
-        region=region,
-        gpu=gpu,
-        tp=tp,
-        pp=pp,
-        replicas=replicas,
-        on_demand=on_demand,
-        budget_usd=budget,
-        advisor=advisor,
-        skip_invalid=skip_invalid,
-        force=force,
-    )
+    spec_of_job = spec_of(flags, context.meta.get("engine_args", []))
     if not is_remote(source):
         check_input(Path(source))
     answer = asyncio.run(_plan_job(spec_of_job, source))

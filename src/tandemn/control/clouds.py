@@ -14,6 +14,7 @@ from tandemn.fleet.launchers.skypilot import SkyPilotLauncher, keep_log
 from tandemn.fleet.launchers.skypilot_watch import Watch
 from tandemn.fleet.launchers.tunnels import Tunnels
 from tandemn.placement.catalog.skypilot import CATALOGS, load_offers
+from tandemn.skypilot.clouds import CLOUDS, enabled_clouds
 from tandemn.skypilot.environment import SkyPilot
 
 if TYPE_CHECKING:
@@ -22,33 +23,7 @@ if TYPE_CHECKING:
     from tandemn.placement.catalog.offers import Offer
     from tandemn.settings import Settings
 
-#: Every cloud under which SkyPilot has machines, by its name there; `any` is the cheapest of those that let us in.
-CLOUDS = (
-    "aws",
-    "azure",
-    "cudo",
-    "do",
-    "fluidstack",
-    "gcp",
-    "hyperbolic",
-    "ibm",
-    "kubernetes",
-    "lambda",
-    "mithril",
-    "nebius",
-    "oci",
-    "paperspace",
-    "primeintellect",
-    "runpod",
-    "seeweb",
-    "shadeform",
-    "slurm",
-    "ssh",
-    "vast",
-    "verda",
-    "vsphere",
-    "yotta",
-)
+#: The cheapest of those that let us in.
 ANY = "any"
 #: How long SkyPilot's word on which clouds let it in is taken for true, in seconds.
 ENABLED_S = 300.0
@@ -117,15 +92,6 @@ class Clouds:
         """Let go of SkyPilot; clusters stay, and are adopted by the next control plane."""
         self._watch.close()
         self.sky.close()
-
-
-def enabled_clouds(sky: SkyPilot) -> list[str]:
-    """Name the clouds that let SkyPilot in; where it has never looked, it looks now. Raises TandemnError."""
-    found = sky.call("client.sdk.enabled_clouds")
-    if not found:
-        sky.call("client.sdk.check", infra_list=None, verbose=False)
-        found = sky.call("client.sdk.enabled_clouds")
-    return sorted({str(name).lower() for name in found} & set(CLOUDS))
 
 
 class Catalogs:

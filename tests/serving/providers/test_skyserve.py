@@ -129,6 +129,10 @@ async def test_deploy_look_update_destroy(rig):
     assert (await rig.provider.status(remote)).state is BackendState.DELETED
 
 
+async def test_who_is_signed_in_is_what_sky_check_finds(rig):
+    assert (await rig.provider.check()).detail == "SkyPilot on aws"
+
+
 async def test_nothing_was_ever_made(rig):
     assert await rig.provider.find() == []
     assert await rig.provider.delete(NAME)

@@ -36,6 +36,8 @@ _log = structlog.get_logger()
 HOUR_S: Final = 3600.0
 #: How long after its end an hour is taken to be on the bill completely.
 LAG_S: Final = 3600.0
+#: How long after it went a deployment's bill is still asked for: a provider that has none would be asked for ever.
+LATE_S: Final = 3 * 24 * HOUR_S
 #: Between two looks whether another hour is.
 LOOK_S = 300.0
 #: How long a provider may take to answer.
@@ -66,7 +68,8 @@ def due(logged: LoggedLife, now: float) -> Iterator[Due]:
     for name, log in backend_logs(logged.events).items():
         terms = log.terms[0]
         remote = _remote(logged, name, log)
-        if terms.market != Market.SERVERLESS or remote is None:
+        is_over = log.gone_at is not None and now > log.gone_at + LATE_S
+        if terms.market != Market.SERVERLESS or remote is None or is_over:
             continue
         start = math.floor(terms.since / HOUR_S) * HOUR_S
         end = math.floor((now - LAG_S) / HOUR_S) * HOUR_S

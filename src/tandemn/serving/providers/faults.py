@@ -29,6 +29,7 @@ LONGEST_DETAIL = 400
 SIGN_IN = {
     "modal": "run `modal token new`, or set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET",
     "runpod": "set RUNPOD_API_KEY to a key that may write serverless endpoints",
+    "skyserve": "run `sky check` and follow what it says",
     "cloudrun": "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS",
 }
 

@@ -32,6 +32,7 @@ from tandemn.serving.providers.provider import (
     remote_name,
 )
 from tandemn.serving.providers.skyserve_service import service_task
+from tandemn.skypilot.clouds import enabled_clouds
 from tandemn.skypilot.environment import SkyPilot, member, task
 
 if TYPE_CHECKING:
@@ -88,10 +89,10 @@ class SkyServe:
         return cls(SkyPilot(loaded.skypilot_python, loaded.home_path / "logs" / "skyserve.log"))
 
     async def check(self) -> Account:
-        clouds = [str(each).lower() for each in await self._do("enabled_clouds")]
+        clouds = await asyncio.to_thread(enabled_clouds, self._sky)
         if not clouds:
             raise faults.credentials(self.name, "no cloud lets SkyPilot in")
-        return Account(provider=self.name, detail=f"SkyPilot on {', '.join(sorted(clouds))}")
+        return Account(provider=self.name, detail=f"SkyPilot on {', '.join(clouds)}")
 
     def offers(self) -> Sequence[Offer]:
         """The clouds' own offers are in the catalog."""

@@ -195,10 +195,6 @@ def api_cancel(request_ids=None, silent=False):
     return _done("sky.api_cancel", list(request_ids or []))
 
 
-def enabled_clouds():
-    return _done("sky.enabled_clouds", ["AWS"])
-
-
 def down(cluster_name, purge=False):
     if (_read("faults.json") or {}).get("refuse", {}).get("down"):
         return _done(

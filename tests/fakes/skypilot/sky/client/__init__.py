@@ -1,0 +1,1 @@
+"""What the SDK has beside what `sky` itself offers."""
