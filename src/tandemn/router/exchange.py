@@ -29,6 +29,7 @@ from tandemn.router.wire import (
 
 if TYPE_CHECKING:
     from tandemn.router.downstream import Client, Incoming
+    from tandemn.router.recovery import Recovery
     from tandemn.router.request import Request
     from tandemn.router.router import BackendRuntime, Router
 
@@ -230,8 +231,8 @@ class Exchange:
             backend.answered(monotonic())
         backend.waiting.pop(self, None)
         self.head = head
-        if self.stream is not None:
-            self.stream.continued(head, data[len(head.head) :])
+        if self.recovery is not None:
+            self.recovery.answered(head, data[len(head.head) :])
         elif head.is_stream and head.status == 200 and self.request.method != b"HEAD":
             self.has_answer = True
             self.stream = Stream(self, head)
@@ -366,11 +367,10 @@ class Exchange:
     def _on_lost(self, upstream: Upstream, exc: Exception | None) -> None:
         """The backend closed its connection."""
         reason = f"connection lost: {exc}" if exc is not None else "connection closed"
-        if self.stream is not None:
-            if self.head is not None:
-                self.stream.lost(exc)
-            else:
-                self.stream.continuation_failed(reason, is_counted=False)
+        if self.stream is not None and self.head is not None:
+            self.stream.lost(exc)
+        elif self.recovery is not None:
+            self.recovery.failed(reason, is_counted=False)
         elif self.has_answer:
             until_close = self.left < 0 and self.decoder is None and exc is None
             if until_close:
@@ -381,6 +381,16 @@ class Exchange:
             is_stale = upstream.is_reused and not self.pending and self.held is None
             self.fault(Fault.STALE if is_stale else Fault.CLOSED, reason, is_sent=True)
 
+    @property
+    def recovery(self) -> Recovery | None:
+        """Of the stream that this exchange goes on with elsewhere."""
+        return None if self.stream is None else self.stream.recovery
+
+    def note_tried(self, name: str) -> None:
+        """A backend failed this request: others come first."""
+        if name not in self.tried:
+            self.tried = (*self.tried, name)
+
     # --- when it goes wrong -----------------------------------------------------------------------------
 
     def fault(self, fault: Fault, why: str, *, is_sent: bool, is_counted: bool = False) -> bool:
@@ -389,8 +399,8 @@ class Exchange:
         Returns:
             False where the answer that came is to be passed on.
         """
-        if self.stream is not None:
-            self.stream.continuation_failed(why, is_counted=is_counted)
+        if self.recovery is not None:
+            self.recovery.failed(why, is_counted=is_counted)
             return True
         backend = self.backend
         assert backend is not None

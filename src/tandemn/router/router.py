@@ -14,6 +14,7 @@ from time import monotonic, time
 from typing import TYPE_CHECKING, Final
 
 from tandemn.router import admin, routing, wire
+from tandemn.router.kept import Total
 from tandemn.router.meter import Meter
 from tandemn.router.probe import probe
 from tandemn.router.request import HeadReader
@@ -28,12 +29,14 @@ if TYPE_CHECKING:
     from tandemn.router.downstream import Client
     from tandemn.router.exchange import Exchange
     from tandemn.router.request import Request
-    from tandemn.router.stream import Stream
+    from tandemn.router.stream import Shape, Stream
 
 #: Seconds between looks at limits, probes and overflow.
 TICK_S: Final = 0.1
 #: Seconds of silence after which a client's connection without a request under way is closed.
 CLIENT_IDLE_S: Final = 300.0
+#: Shapes of events that are shared: by model, kind of request and length of its id.
+MAX_SHAPES: Final = 1024
 #: Seconds between looks at idle connections and stalled streams.
 SWEEP_S: Final = 1.0
 
@@ -132,7 +135,8 @@ class Router:
         self.heads = HeadReader()
         self.clients: set[Client] = set()
         self.streams: set[Stream] = set()
-        self.kept_bytes = 0
+        self.kept = Total()
+        self._shapes: dict[Shape, Shape] = {}
         self.is_stopping = False
         self.last_request = -math.inf
         self.ticked_at = 0.0
@@ -178,6 +182,12 @@ class Router:
         self.heads = HeadReader(fields)  # what the old one knows was read under the old table
         self.passes_authorization = not self._expected and b"authorization" not in fields
         self.replan()
+
+    def same_shape(self, shape: Shape) -> Shape:
+        """One object for all streams whose events look alike: it stays in the processor's cache."""
+        if len(self._shapes) >= MAX_SHAPES:
+            self._shapes.clear()
+        return self._shapes.setdefault(shape, shape)
 
     # --- choosing ---------------------------------------------------------------------------------------
 

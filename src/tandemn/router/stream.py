@@ -7,23 +7,12 @@ through decoder and cutter.
 
 from __future__ import annotations
 
-import asyncio
 import re
-import zlib
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-import msgspec
-
-from tandemn.router.progress import Progress
-from tandemn.router.resume import (
-    Continuation,
-    Finish,
-    Refusal,
-    continue_stream,
-)
-from tandemn.router.routing import MAX_RESUMES
-from tandemn.router.seam import Seam, SeamMismatch, broken_events
+from tandemn.router.kept import Kept
+from tandemn.router.recovery import Recovery
 from tandemn.router.sse import (
     CHUNK_BEGINS,
     EVENT_CHUNK_END,
@@ -36,51 +25,66 @@ from tandemn.router.sse import (
     Garbled,
     as_chunk,
     chunk_end,
-    data_of,
 )
 from tandemn.router.table import Engine
 from tandemn.router.wire import AnswerHead, find_usage, rewrite_head
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tandemn.router.exchange import Exchange
 
-#: Reads after which what is kept of a stream is joined, and bytes after which it is.
-PACK_READS: Final = 64
-PACK_BYTES: Final = 16 << 10
-#: Kept bytes of a stream, and of all, beyond which more is compressed too. It costs as much as everything else that
-#: is done for an event, and most answers are over before.
-RAW_STREAM_BYTES: Final = 128 << 10
-RAW_TOTAL_BYTES: Final = 64 << 20
+#: Usual events that are collected before they are kept together.
+COLLECTED_EVENTS: Final = 64
 #: Of so many gaps between reads one is timed: a clock for every event would cost a tenth of it.
 READS_PER_GAP: Final = 16
 #: Shorter pieces are no events with text: `[DONE]`, comments, the last chunk.
 MIN_EVENT_BYTES: Final = 32
 #: Events of an answer that bring no token: the one with the role and `[DONE]`.
 EVENTS_WITHOUT_TOKEN: Final = 2
-#: Seconds between tries to continue one stream; a backend that restarts in place gets a few seconds.
-RESUME_DELAYS_S: Final = (0.0, 0.0, 0.1, 0.3, 1.0, 2.0, 4.0)
 
 _IDS: Final = re.compile(rb'"((?:prompt_)?token_ids)":\s?\[[^\]]*\]')
 _HIDDEN: Final = rb'"\1":null'
-# Between an event's text and its token ids where the answer goes on. Quotes within a text are escaped, so a text
-# cannot hold it.
-_GOES_ON_WITH_IDS: Final = re.compile(rb'"finish_reason":\s?null,(?:"\w+":null,)*"token_ids":(?=\[)')
+# An event that goes on: its beginning up to the text, and what stands before its token ids. Quotes within a text
+# are escaped, so no text can look like this.
+_GOES_ON_WITH_IDS: Final = re.compile(
+    rb'(data: [^\n]*?"(?:content|text)":)"[^\n]*?("finish_reason":null,(?:"\w+":null,)*"token_ids":)\[[^\]\n]*\]([^\n]*\n\n)'
+)
 _GOES_ON: Final = re.compile(rb'"finish_reason":\s?null')
+#: So much before the text is compared.
+_KEY_BYTES: Final = 10
 #: Found nowhere.
 _NOWHERE: Final = b"\r\n\r\n\r\n"
 _ERROR_EVENT: Final = b'data: {"error"'
 _ABORTED: Final = b'"abort"'
 
 
+class Shape(NamedTuple):
+    """How the usual events of a stream look, so that one can be recognised by a few comparisons."""
+
+    before_ids: bytes
+    before_text: bytes
+    """The last bytes before the text."""
+    before_text_at: int
+    text_at: int
+    end: bytes
+    """What follows the ids, to the end of the chunk."""
+
+
+_UNKNOWN: Final = Shape(_NOWHERE, b"", 0, 0, b"")
+
+
 class Stream:
     __slots__ = (
+        "_beginning",
+        "_collected",
         "_events",
         "_gap_began",
+        "_goes_on",
         "_itl",
         "_look_at",
-        "_mark",
-        "_rest",
         "_seen_at_sweep",
+        "_shape",
         "_swept_at",
         "can_resume",
         "cutter",
@@ -92,13 +96,7 @@ class Stream:
         "kept",
         "last_data",
         "left",
-        "packed",
-        "packed_bytes",
-        "progress",
-        "resumes",
-        "seam",
-        "timer",
-        "tries",
+        "recovery",
         "why_not",
         "write",
     )
@@ -112,42 +110,40 @@ class Stream:
         # vLLM writes null where ids were not asked for: with null in their place nothing shows.
         is_asked = self.can_resume and ask is not None and not ask.names_ids
         self.hides_ids = is_asked and backend.spec.engine is Engine.VLLM
-        self.decoder = ChunkDecoder() if head.is_chunked else None
-        self.cutter = EventCutter()
-        self.left = -1 if head.length is None else head.length
+        self._expect(head)
         self.is_clean = False
         """Whether the next byte begins a chunk and an event, and both pass as they are."""
         self.is_done = False
-        self.kept: list[bytes] = []
-        """What came since it was packed last, read by read."""
-        self.packed: list[tuple[bool, bytes]] = []
-        """What was kept before: whether it is compressed, and the bytes."""
-        self.packed_bytes = 0
+        self.kept = Kept(exchange.router.kept)
         self.last_data = b""
-        self.progress: Progress | None = None
-        self.resumes = 0
-        self.seam: Seam | None = None
-        self.timer: asyncio.TimerHandle | None = None
-        self.tries = 0
+        self.recovery: Recovery | None = None
+        """Once its backend was lost."""
         self.why_not = "this kind of request cannot be resumed"
         self.write = exchange.client.write
+        self._beginning = b""
+        """Of the events that are collected: they are only what follows it."""
+        self._collected: list[bytes] = []
         self._events = 0
-        """Events that came, but for one a read of `kept`."""
+        """Events that came, but for those that are collected."""
         self._gap_began = 0.0
+        self._goes_on = _NOWHERE if self.can_resume else b"{"
+        """What an event has that may pass as it is: it is neither the last nor an error."""
         self._itl = backend.meter.itl
-        self._look_at = 1
-        """How many reads are kept when `_look` is due."""
-        self._mark = _NOWHERE if self.can_resume else b"{"
-        """What an event has in it that may pass the usual way; learned from the first one that has it."""
-        self._rest = b""
-        """What followed the ids in the last event."""
+        self._look_at = READS_PER_GAP
+        """How many events are collected when `_look` is due."""
         self._seen_at_sweep = -1
+        self._shape = _UNKNOWN
         self._swept_at = 0.0
+
+    def _expect(self, head: AnswerHead) -> None:
+        self.decoder = ChunkDecoder() if head.is_chunked else None
+        self.cutter = EventCutter()
+        self.left = -1 if head.length is None else head.length
 
     @property
     def events(self) -> int:
         """Events that came from the backend."""
-        return self._events + len(self.kept)
+        return self._events + len(self._collected)
 
     def open(self, rest: bytes) -> None:
         """Pass on the head and what came with it."""
@@ -193,27 +189,24 @@ class Stream:
         size = len(chunk)
         if size >= MAX_QUICK_BYTES:
             return b""
+        before_ids, before_text, before_text_at, text_at, end = self._shape
         line = CHUNK_BEGINS[size]
         before, _, after = chunk.rpartition(b"[")
-        if not (chunk.startswith(line) and before.endswith(self._mark)):
-            return b""
         shown = before[len(line) :]
         rest = after.partition(b"]")[2]
-        if NEWLINE in shown or (rest != self._rest and not self._is_rest(rest)):
+        if (
+            not (chunk.startswith(line) and before.endswith(before_ids))
+            or shown[before_text_at:text_at] != before_text
+            or NEWLINE in shown
+            or (rest != end and not _is_end(rest))
+        ):
             return b""
-        kept = self.kept
-        kept.append(chunk)
-        if len(kept) == self._look_at:
+        collected = self._collected
+        collected.append(chunk[len(line) + text_at : -len(EVENT_CHUNK_END)])
+        if len(collected) == self._look_at:
             self._look()
         # The size line counts the content, not the CRLF behind it.
         return b"".join((SIZE_LINES[len(shown) + len(rest) + 2], shown, b"null", rest))
-
-    def _is_rest(self, rest: bytes) -> bool:
-        """Whether an event and its chunk end with these bytes; most often they are those of the event before."""
-        if not rest.endswith(EVENT_CHUNK_END) or rest.count(b"\n") != 3:
-            return False
-        self._rest = rest
-        return True
 
     def _as_it_is(self, chunk: bytes) -> bytes:
         """Keep the event and return its chunk; nothing where it is an unusual one."""
@@ -221,30 +214,33 @@ class Stream:
         if (
             size >= MAX_QUICK_BYTES
             or not (chunk.startswith(CHUNK_BEGINS[size]) and chunk.endswith(EVENT_CHUNK_END))
-            or chunk.find(self._mark) < 0
+            or chunk.find(self._goes_on) < 0
             or (self.can_resume and chunk.count(b"\n") != 4)
         ):
             return b""
-        kept = self.kept
-        kept.append(chunk)
-        if len(kept) == self._look_at:
+        collected = self._collected
+        collected.append(chunk)
+        if len(collected) == self._look_at:
             self._look()
         return chunk
 
     def _look(self) -> None:
-        """Now and then: time the gap between two reads, and pack what is kept."""
-        reads = len(self.kept)
-        now = monotonic()
-        if not self._gap_began:
+        """Now and then: time the gap between two reads, and keep what is collected."""
+        count = len(self._collected)
+        self._time_gap(monotonic())
+        if self._gap_began:
+            self._look_at = count + 1
+        elif count < COLLECTED_EVENTS:
+            self._look_at = count + READS_PER_GAP - 1
+        else:
+            self._keep_collected()
+
+    def _time_gap(self, now: float) -> None:
+        if self._gap_began:
+            self._itl.add(now - self._gap_began)
+            self._gap_began = 0.0
+        else:
             self._gap_began = now
-            self._look_at = reads + 1
-            return
-        self._itl.add(now - self._gap_began)
-        self._gap_began = 0.0
-        if reads >= PACK_READS:
-            self._pack()
-            reads = 0
-        self._look_at = reads + READS_PER_GAP - 1
 
     # --- the slow way -----------------------------------------------------------------------------------
 
@@ -298,13 +294,13 @@ class Stream:
         return self.left == 0, self.cutter.feed(data)
 
     def _is_chunked_out(self) -> bool:
-        return self.exchange.request.version == "1.1" and self.seam is None
+        return self.exchange.request.version == "1.1" and self.recovery is None
 
     def _deliver(self, events: bytes, now: float) -> bool:
         """Pass whole events on; False where they told that the backend is lost."""
+        if self.recovery is not None:
+            return self._deliver_continued(self.recovery, events)
         self._note_first(now)
-        if self.seam is not None:
-            return self._deliver_continued(events)
         if self.can_resume and (_ERROR_EVENT in events or _ABORTED in events):
             good, is_failed = _before_failure(events)
             if is_failed:
@@ -315,67 +311,84 @@ class Stream:
         self._pass(events)
         return True
 
+    def _deliver_continued(self, recovery: Recovery, events: bytes) -> bool:
+        if len(events) > MIN_EVENT_BYTES:
+            self.last_data = events  # as the backend told it: its own tokens only
+        self._events += events.count(b"\n\n")
+        return recovery.deliver(events)
+
     def _pass(self, events: bytes) -> None:
+        self._keep_collected()
+        self._learn(events)
         if b"data: [DONE]" in events:
             self.is_done = True
-        if self.can_resume:
-            goes_on = (_GOES_ON_WITH_IDS if self.hides_ids else _GOES_ON).search(events)
-            if goes_on is not None:
-                self._mark = goes_on[0]
-        self.kept.append(events)
-        self._events += events.count(b"\n\n") - 1
-        if len(events) > PACK_BYTES:
-            self._pack()
-        elif len(self.kept) >= self._look_at:
-            self._look()
-        self._out(_IDS.sub(_HIDDEN, events) if self.hides_ids else events)
+        if len(events) > MIN_EVENT_BYTES:
+            self.last_data = events
+        if self._gap_began or self._events % READS_PER_GAP == 1:
+            self._time_gap(monotonic())
+        self._events += events.count(b"\n\n")
+        self._keep(events)
+        self.out(_IDS.sub(_HIDDEN, events) if self.hides_ids else events)
+
+    def _learn(self, events: bytes) -> None:
+        """See how the events look that go on: those that follow can pass the usual way."""
+        if self.hides_ids:
+            found = _GOES_ON_WITH_IDS.search(events)
+            if found is not None:
+                self._beginning, text_at = found[1], len(found[1])
+                key = found[1][-_KEY_BYTES:]
+                shape = Shape(found[2], key, text_at - len(key), text_at, found[3] + b"\r\n")
+                self._shape = self.exchange.router.same_shape(shape)
+        elif self.can_resume:
+            found = _GOES_ON.search(events)
+            if found is not None:
+                self._goes_on = found[0]
 
     def _note_first(self, now: float) -> None:
         exchange = self.exchange
-        if self.events == 0 and self.resumes == 0 and exchange.backend is not None:
+        if self.events == 0 and exchange.backend is not None:
             exchange.backend.meter.first_byte(now - exchange.began_at, now)
 
-    def _out(self, events: bytes) -> None:
+    def out(self, events: bytes) -> None:
+        """Write whole events as they are."""
         if events:
             self.write(as_chunk(events) if self.exchange.request.version == "1.1" else events)
 
-    def _pack(self) -> None:
-        """Put what is kept away until it is needed."""
-        kept, self.kept = self.kept, []
-        self._events += len(kept)
-        self.last_data = _last_event(kept) or self.last_data
+    def _keep_collected(self) -> None:
+        collected = self._collected
+        if not collected:
+            return
+        self._collected = []
+        self._events += len(collected)
+        self._look_at = READS_PER_GAP
+        self.last_data = collected[-1]
+        if self.hides_ids:
+            self._keep(b"\n".join(collected), self._beginning)
+        else:
+            self._keep(b"".join(collected))
+
+    def _keep(self, content: bytes, beginning: bytes = b"") -> None:
         if not self.can_resume:
             return
-        router = self.exchange.router
-        block = b"".join(kept)
-        is_packed = self.packed_bytes > RAW_STREAM_BYTES or router.kept_bytes > RAW_TOTAL_BYTES
-        if is_packed:
-            block = zlib.compress(block, 1)  # events resemble each other: a tenth of it remains
-        self.packed.append((is_packed, block))
-        self.packed_bytes += len(block)
-        router.kept_bytes += len(block)
+        kept, router = self.kept, self.exchange.router
+        kept.add(content, beginning)
         limits = router.table.limits
-        if self.packed_bytes > limits.kept_stream_bytes or router.kept_bytes > limits.kept_total_bytes:
-            self.can_resume = False
-            self.why_not = "the answer is longer than what is kept"
-            self._forget()
+        if kept.size > limits.kept_stream_bytes or router.kept.size > limits.kept_total_bytes:
+            self.stop_keeping()
 
-    def _unpack(self) -> Progress:
-        """How far the stream has come, from what was kept since the last break."""
-        progress = self.progress
-        if progress is None:
-            progress = self.progress = Progress()
-        for is_packed, block in self.packed:
-            progress.fold(zlib.decompress(block) if is_packed else block)
-        progress.fold(b"".join(self.kept))
-        self._forget()
-        return progress
+    def stop_keeping(self) -> None:
+        """The answer is too long: if it breaks from here on, it ends."""
+        self.can_resume = False
+        self.why_not = "the answer is longer than what is kept"
+        self.kept.forget()
 
-    def _forget(self) -> None:
-        self.exchange.router.kept_bytes -= self.packed_bytes
-        self.packed_bytes = 0
-        self.packed.clear()
-        self.kept.clear()
+    def take_kept(self) -> Iterator[bytes]:
+        """What was said since the last break, for once; from here on only the next backend's answer is counted."""
+        self._keep_collected()
+        yield from self.kept.events()
+        self.kept.forget()
+        self._events = EVENTS_WITHOUT_TOKEN  # a continuation has no event with the role
+        self.last_data = b""
 
     def silent_s(self, now: float) -> float:
         """Seconds for which the backend has said nothing although it could; as exact as calls are frequent."""
@@ -390,14 +403,15 @@ class Stream:
     def _ended(self) -> None:
         """The backend says that its answer is complete."""
         if self.cutter.held and not self.can_resume:
-            self._out(self.cutter.held)
+            self.out(self.cutter.held)
         if self.can_resume and not self.is_done and self.exchange.request.path.startswith(b"/v1/"):
             # A proxy in between ended the message properly although its backend was lost.
             self.broken("the stream ended without [DONE]")
             return
-        self._close(is_whole=True)
+        self.close(is_whole=True)
 
-    def _close(self, *, is_whole: bool) -> None:
+    def close(self, *, is_whole: bool) -> None:
+        """End the client's message; `is_whole`: the backend's has ended too, and in order."""
         exchange = self.exchange
         self._note_tokens()
         decoder, head = self.decoder, exchange.head
@@ -410,16 +424,18 @@ class Stream:
 
     def _leave(self) -> None:
         self.exchange.router.streams.discard(self)
-        self._forget()
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
+        self.exchange.stream = None  # they refer to each other: no cycle may be left to the collector
+        self.kept.forget()
+        if self.recovery is not None:
+            self.recovery.end()
+            self.recovery = None
 
     def _note_tokens(self) -> None:
         backend = self.exchange.backend
         if backend is None:
             return
-        usage = find_usage(_last_event(self.kept) or self.last_data)
+        self._keep_collected()
+        usage = find_usage(self.last_data)
         if usage is None:
             # One event is about one token.
             backend.counts["estimated_completion_tokens"] += max(0, self.events - EVENTS_WITHOUT_TOKEN)
@@ -434,11 +450,24 @@ class Stream:
 
     # --- when the backend is lost -----------------------------------------------------------------------
 
+    def begin_again(self, head: AnswerHead, rest: bytes) -> None:
+        """Another backend goes on: its answer has this head and begins with these bytes."""
+        exchange = self.exchange
+        backend, upstream = exchange.backend, exchange.upstream
+        assert backend is not None
+        assert upstream is not None
+        backend.counts["streams"] += 1
+        self._seen_at_sweep = -1
+        self._expect(head)
+        upstream.feed = self._feed_otherwise
+        if rest:
+            self._feed_otherwise(rest)
+
     def lost(self, exc: Exception | None) -> None:
         """The connection is gone before the message was complete."""
         is_until_close = self.decoder is None and self.left < 0
         if self.is_done or (is_until_close and exc is None and not self.can_resume):
-            self._close(is_whole=False)
+            self.close(is_whole=False)
         else:
             self.broken(f"connection lost: {exc}" if exc is not None else "connection closed")
 
@@ -446,138 +475,23 @@ class Stream:
         """The backend is lost within the answer: continue elsewhere, or end with an error event."""
         exchange = self.exchange
         backend = exchange.backend
-        if backend is not None:
-            backend.failed(why, monotonic())
-            if backend.spec.name not in exchange.tried:
-                exchange.tried = (*exchange.tried, backend.spec.name)
+        assert backend is not None, "only an answer under way breaks"
+        backend.failed(why, monotonic())
+        exchange.note_tried(backend.spec.name)
         self._note_tokens()
         exchange.release(reusable=False)
         self.is_clean = False
         if self.is_done:
-            self._close(is_whole=False)
+            self.close(is_whole=False)
             return
-        self.tries = 0
-        self.resumes += 1
-        if not self.can_resume:
-            self._give_up(f"{self.why_not} ({why})", backend.spec.name if backend else "")
-        elif self.resumes > MAX_RESUMES:
-            self._give_up(f"it broke {self.resumes} times", backend.spec.name if backend else "")
-        else:
-            self._unpack()
-            # From here on only what the next backend says is counted; its answer begins without a role.
-            self._events = EVENTS_WITHOUT_TOKEN
-            self.last_data = b""
-            self._resume()
-
-    def _give_up(self, reason: str, name: str = "") -> None:
-        meters = self.exchange.router.meter.backends
-        if name in meters:
-            meters[name].counts["resume_failures"] += 1
-        self._out(broken_events(reason))
-        self._close(is_whole=False)
-
-    def _resume(self) -> None:
-        self.timer = None
-        exchange = self.exchange
-        router = exchange.router
-        if self.tries >= len(RESUME_DELAYS_S):
-            self._give_up(f"{self.tries} tries to continue it failed", exchange.tried[-1])
-            return
-        self.tries += 1
-        now = monotonic()
-        backend = router.choose(exchange.tried, now) or router.choose((), now)
-        if backend is None:
-            self._resume_later()
-            return
-        if self.progress is None:
-            self.progress = Progress()
-        spec = backend.spec
-        step = continue_stream(
-            exchange.request.path, exchange.body, self.progress, spec.engine, spec.max_model_len
-        )
-        match step:
-            case Continuation():
-                ask = exchange.ask
-                assert ask is not None
-                exchange.continuation = step
-                exchange.head = None
-                self.seam = Seam(step, self.progress, ask.is_chat, shows_ids=ask.wants_ids)
-                exchange.attempt(backend, now, is_fresh=True)
-            case Finish():
-                self._out(step.events)
-                self._close(is_whole=False)
-            case Refusal():
-                self._give_up(step.reason, exchange.tried[-1] if exchange.tried else "")
-
-    def _resume_later(self) -> None:
-        delay = RESUME_DELAYS_S[min(self.tries, len(RESUME_DELAYS_S) - 1)]
-        self.timer = asyncio.get_running_loop().call_later(delay, self._resume)
-
-    def continuation_failed(self, why: str, *, is_counted: bool) -> None:
-        """The try to continue got no answer."""
-        exchange = self.exchange
-        backend = exchange.backend
-        if backend is not None:
-            if not is_counted:
-                backend.failed(why, monotonic())
-            if backend.spec.name not in exchange.tried:
-                exchange.tried = (*exchange.tried, backend.spec.name)
-        exchange.release(reusable=False)
-        exchange.pending = b""
-        self._resume_later()
-
-    def continued(self, head: AnswerHead, rest: bytes) -> None:
-        """The continuation is answered."""
-        exchange = self.exchange
-        backend, upstream = exchange.backend, exchange.upstream
-        assert backend is not None
-        assert upstream is not None
-        if head.status != 200 or not head.is_stream:
-            exchange.release(reusable=False)
-            self._give_up(f"backend {backend.spec.name} refused the continuation with HTTP {head.status}")
-            return
-        broken = exchange.tried[-1] if exchange.tried else backend.spec.name
-        exchange.router.meter.backends[broken].counts["resumes"] += 1
-        exchange.tried = ()
-        backend.counts["streams"] += 1
-        self._seen_at_sweep = -1
-        self.decoder = ChunkDecoder() if head.is_chunked else None
-        self.cutter = EventCutter()
-        self.left = -1 if head.length is None else head.length
-        upstream.feed = self._feed_otherwise
-        if rest:
-            self._feed_otherwise(rest)
-
-    def _deliver_continued(self, events: bytes) -> bool:
-        seam = self.seam
-        assert seam is not None
-        out: list[bytes] = []
-        for data in data_of(events):
-            if data.startswith(b'{"error"') or _ABORTED in data:
-                self._out(b"".join(out))
-                self.broken("the engine failed within the continuation")
-                return False
-            try:
-                out.append(seam.translate(data))
-            except (SeamMismatch, msgspec.DecodeError, ValueError) as exc:
-                self._out(b"".join(out))
-                self.exchange.release(reusable=False)
-                self._give_up(str(exc))
-                return False
-        self._events += len(out)
-        if len(events) > MIN_EVENT_BYTES:
-            self.last_data = events  # as the backend told it: its own tokens only
-        self.is_done = seam.progress.is_done
-        if seam.progress.size > self.exchange.router.table.limits.kept_stream_bytes:
-            self.can_resume = False
-            self.why_not = "the answer is longer than what is kept"
-        self._out(b"".join(out))
-        return True
+        if self.recovery is None:
+            self.recovery = Recovery(self)
+        self.recovery.broke(why, backend.spec.name)
 
 
-def _last_event(pieces: list[bytes]) -> bytes:
-    """The last that is an event with text; nothing where there is none."""
-    return next((piece for piece in reversed(pieces) if len(piece) > MIN_EVENT_BYTES), b"")
+def _is_end(rest: bytes) -> bool:
+    """Whether an event, and the chunk that holds it alone, ends with these bytes."""
+    return rest.endswith(EVENT_CHUNK_END) and rest.count(b"\n") == 3
 
 
 def _before_failure(events: bytes) -> tuple[bytes, bool]:
