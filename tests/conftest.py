@@ -7,6 +7,7 @@ import secrets
 import urllib.request
 
 import pytest
+from tests import postgres_server
 
 S3_KEY = "AKIATESTTESTTEST"
 S3_SECRET = "not-a-real-secret-but-never-to-be-shown"
@@ -35,3 +36,20 @@ def s3_url(s3_server, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", S3_SECRET)
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     return f"s3://{bucket}/some/prefix"
+
+
+def pytest_sessionstart():
+    if postgres_server.IS_WANTED and (missing := postgres_server.missing()):
+        raise pytest.UsageError(missing)
+
+
+def pytest_sessionfinish():
+    postgres_server.end_shared()
+
+
+@pytest.fixture
+def database_url(tmp_path):
+    """The URL of an empty database: SQLite, or PostgreSQL where the tests run on that."""
+    if postgres_server.IS_WANTED:
+        return postgres_server.fresh_database()
+    return f"sqlite:///{tmp_path / 'state.db'}"

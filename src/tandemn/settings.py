@@ -31,8 +31,8 @@ class Settings(BaseSettings):
     """Key that the command line sends."""
     public_url: str | None = None
     """Where replicas in a cloud reach the control plane."""
-    database_url: str | None = None
-    """SQLAlchemy URL of the state; unset: SQLite in the state folder."""
+    database_url: SecretStr | None = None
+    """SQLAlchemy URL of the state, `postgresql://…`; unset: SQLite in the state folder."""
     redis_url: SecretStr | None = None
     """The chunk queue; unset: an embedded redis-server."""
     objects_url: str | None = None

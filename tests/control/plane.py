@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import uvicorn
+from tests import postgres_server
 from tests.redis_server import redis_server
 
 from tandemn.control import tokens
@@ -150,6 +151,8 @@ class Plane:
 async def served(home: Path, connections: Connections | None = None, **settings: Any) -> AsyncIterator[Plane]:
     """Serve an application over a fresh state; no reconciler runs."""
     with redis_server() as (redis_process, redis):
+        if postgres_server.IS_WANTED:
+            settings.setdefault("database_url", postgres_server.fresh_database())
         chosen = Settings(home=home, redis_url=redis.url, **settings)
         async with open_services(chosen, server_url="http://127.0.0.1:0") as services:
             config = uvicorn.Config(

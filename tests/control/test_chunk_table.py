@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -21,7 +20,6 @@ from tandemn.batch.queue import Token
 from tandemn.clock import MockClock
 from tandemn.control.store import chunks, jobs
 from tandemn.control.store.chunk_table import SqlChunkTable
-from tandemn.control.store.database import Database
 from tandemn.protocol.jobs import JobSpec, JobState
 
 if TYPE_CHECKING:
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from tandemn.batch.chunk_table import ChunkTable
+    from tandemn.control.store.database import Database
 
 JOB = "job-x"
 CHUNKS = 6
@@ -138,14 +137,6 @@ class Tables(RuleBasedStateMachine):
         assert sealed
         self.is_sealed = True
         self.epoch += 1
-
-
-@pytest.fixture
-def database(tmp_path):
-    database = Database(f"sqlite:///{tmp_path / 'state.db'}")
-    database.migrate()
-    yield database
-    database.close()
 
 
 def test_the_tables_are_one(database):

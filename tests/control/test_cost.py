@@ -4,24 +4,13 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-import pytest
-
 from tandemn import prices
 from tandemn.control import cost, views
 from tandemn.control.store import events, jobs
-from tandemn.control.store.database import Database
 from tandemn.events import EventKind
 from tandemn.ledger.budget import Advice
 from tandemn.prices import Price
 from tandemn.protocol.jobs import JobSpec
-
-
-@pytest.fixture
-def database(tmp_path):
-    database = Database(f"sqlite:///{tmp_path / 'state.db'}")
-    database.migrate()
-    yield database
-    database.close()
 
 
 def add(connection, job_id, now=0.0, budget=None):

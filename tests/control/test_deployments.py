@@ -19,7 +19,6 @@ from tandemn.control.reconcilers.deployments import Hands
 from tandemn.control.services import Pulse
 from tandemn.control.store import deployments as store
 from tandemn.control.store import events, meters
-from tandemn.control.store.database import Database
 from tandemn.control.store.deployments import Plans
 from tandemn.control.store.meters import Life
 from tandemn.errors import Conflict, NotFound, Retryable, StaleRecord
@@ -73,10 +72,8 @@ class Desk:
 
 
 @pytest.fixture
-async def desk(tmp_path, monkeypatch):
+async def desk(tmp_path, monkeypatch, database):
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    database = Database(f"sqlite:///{tmp_path / 'state.db'}")
-    database.migrate()
     fake = RunPodApi()
     runner = web.AppRunner(fake.app(), shutdown_timeout=0.1)
     await runner.setup()

@@ -16,7 +16,6 @@ from tandemn.control import leadership as module
 from tandemn.control.election import HOLD_S, LEASE_S, Seat, Sighting, Step, decide, watch
 from tandemn.control.leadership import Leadership, this_process, while_leading
 from tandemn.control.store import events
-from tandemn.control.store.database import Database
 from tandemn.errors import Superseded
 from tandemn.events import EventKind
 
@@ -66,14 +65,6 @@ def test_a_leader_never_trusts_its_seat_when_another_may_take_it(beats, looks, o
         if verdict.step is Step.CLAIM:
             assert at > trusted_until
             return
-
-
-@pytest.fixture
-def database(tmp_path):
-    database = Database(f"sqlite:///{tmp_path / 'state.db'}")
-    database.migrate()
-    yield database
-    database.close()
 
 
 def candidate(database, **changes):

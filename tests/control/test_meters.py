@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tandemn.control.store import meters
-from tandemn.control.store.database import Database
 from tandemn.control.store.meters import Life
 from tandemn.protocol.router import MeterPage
 
 LIFE = Life(service_name="chat", created_at=1.5)
-
-
-@pytest.fixture
-def database(tmp_path):
-    database = Database(f"sqlite:///{tmp_path / 'state.db'}")
-    database.migrate()
-    yield database
-    database.close()
 
 
 def period(start, end, peak=1, number=1, backend="modal"):

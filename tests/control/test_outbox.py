@@ -16,7 +16,6 @@ from tandemn.clock import MockClock
 from tandemn.control.courier import Courier
 from tandemn.control.services import Pulse
 from tandemn.control.store import events, jobs, outbox, replicas
-from tandemn.control.store.database import Database
 from tandemn.errors import Broken
 from tandemn.events import EventKind
 from tandemn.protocol.jobs import JobSpec, JobState, ReplicaConfig
@@ -32,17 +31,9 @@ def clock():
     return MockClock()
 
 
-def open_database(folder, *, tells_koi=True):
-    database = Database(f"sqlite:///{folder / 'state.db'}", tells_koi=tells_koi)
-    database.migrate()
-    return database
-
-
 @pytest.fixture
-def database(tmp_path):
-    database = open_database(tmp_path)
-    yield database
-    database.close()
+def database(new_database):
+    return new_database(tells_koi=True)
 
 
 def add_job(connection, name, now, *, is_asked=True, replica_count=1):
@@ -173,18 +164,15 @@ def test_what_is_told_is_written_with_what_it_tells_of(database, clock):
 
 @pytest.mark.parametrize(("tells_koi", "is_asked"), [(False, True), (True, False)])
 def test_nothing_is_written_without_koi_or_for_a_job_it_was_not_asked_about(
-    tmp_path, clock, tells_koi, is_asked
+    new_database, clock, tells_koi, is_asked
 ):
-    database = open_database(tmp_path, tells_koi=tells_koi)
-    try:
-        database.run_sync(add_job, "job-a", clock.now(), is_asked=is_asked)
-        database.run_sync(called, "job-a-r0", clock.now())
-        database.run_sync(ended, "job-a", clock.now())
-        if tells_koi:
-            database.run_sync(outbox.tell_of_launches, {}, now=clock.now() + 1000, every_s=1.0)
-        assert ids(database) == []
-    finally:
-        database.close()
+    database = new_database(tells_koi=tells_koi)
+    database.run_sync(add_job, "job-a", clock.now(), is_asked=is_asked)
+    database.run_sync(called, "job-a-r0", clock.now())
+    database.run_sync(ended, "job-a", clock.now())
+    if tells_koi:
+        database.run_sync(outbox.tell_of_launches, {}, now=clock.now() + 1000, every_s=1.0)
+    assert ids(database) == []
 
 
 async def test_each_jobs_callbacks_come_in_order_and_one_that_is_not_taken_holds_up_its_own_only(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 import psutil
+from tests import postgres_server
 
 #: Nothing in these tests may take longer; a hang is a failure.
 PATIENCE_S = 120.0
@@ -32,6 +33,8 @@ class House:
             for key, value in os.environ.items()
             if not key.startswith(("TANDEMN_", "AWS_", "KOI_"))
         } | {"TANDEMN_HOME": str(home), **environment}
+        if postgres_server.IS_WANTED:
+            self.environment.setdefault("TANDEMN_DATABASE_URL", postgres_server.fresh_database())
 
     def run(self, *arguments: str, timeout: float = PATIENCE_S) -> subprocess.CompletedProcess[str]:
         """Run one command to its end."""

@@ -185,11 +185,7 @@ def test_a_control_plane_that_was_away_for_long_ends_no_replica_for_its_silence(
     job = begin(house, 600, "--replicas", "1", "--chunk-size", "40")
     house.wait_for(lambda: watch.computing(house, job))
     watch.kill_server(house)
-    import sqlite3
-    from contextlib import closing
-
-    with closing(sqlite3.connect(house.home / "state.db")) as connection, connection:
-        connection.execute("UPDATE replicas SET last_seen = last_seen - 3600")
+    watch.change(house, "UPDATE replicas SET last_seen = last_seen - 3600")
     house.run("server", "start")
     watch.wait(house, job, "completed")
     assert len(watch.replicas(house, job)) == 1

@@ -21,10 +21,36 @@ if TYPE_CHECKING:
 
 
 def query(house: House, sql: str, *values: Any) -> list[dict[str, Any]]:
-    """Read the database beside its owner."""
+    """Read the database beside its owner; JSON as text."""
+    if url := house.environment.get("TANDEMN_DATABASE_URL"):
+        return _query_postgres(url, sql, values)
     with closing(sqlite3.connect(f"file:{house.home}/state.db?mode=ro", uri=True, timeout=30)) as connection:
         connection.row_factory = sqlite3.Row
         return [dict(row) for row in connection.execute(sql, values)]
+
+
+def _query_postgres(url: str, sql: str, values: tuple[Any, ...]) -> list[dict[str, Any]]:
+    import psycopg
+    from psycopg.rows import dict_row
+
+    with psycopg.connect(url, row_factory=dict_row) as connection:
+        rows = connection.execute(sql.replace("?", "%s"), values).fetchall()
+    return [
+        {name: json.dumps(each) if isinstance(each, dict | list) else each for name, each in row.items()}
+        for row in rows
+    ]
+
+
+def change(house: House, sql: str, *values: Any) -> None:
+    """Write to the database beside its owner, which must not be looking."""
+    if url := house.environment.get("TANDEMN_DATABASE_URL"):
+        import psycopg
+
+        with psycopg.connect(url) as server:
+            server.execute(sql.replace("?", "%s"), values)
+        return
+    with closing(sqlite3.connect(house.home / "state.db", timeout=30)) as connection, connection:
+        connection.execute(sql, values)
 
 
 def status(house: House, job_id: str) -> dict[str, Any]:
