@@ -57,14 +57,19 @@ def terminal(monkeypatch):
     """A person at a terminal, who answers what is asked."""
     asked = []
 
-    def sit_down(answer: bool):
+    def sit_down(answer: bool, whose: str = "own"):
         monkeypatch.setattr("sys.stdin.isatty", lambda: True)
 
         def confirm(question, **_):
             asked.append(question)
             return answer
 
+        def prompt(question, **_):
+            asked.append(question)
+            return whose
+
         monkeypatch.setattr("typer.confirm", confirm)
+        monkeypatch.setattr("typer.prompt", prompt)
         return asked
 
     return sit_down
@@ -88,6 +93,74 @@ def test_a_no_launches_nothing_and_leaves_nothing(planned, lines, tandemn, termi
     assert "nothing was launched" in result.err
     assert not planned.called("POST", "/api/jobs")
     assert planned.files == {}
+
+
+@pytest.fixture
+def advised(planned):
+    """Koi has a plan that holds, at half the price."""
+    advice = plans.KoiAdvice(
+        is_feasible=True,
+        code="koi_not_chosen",
+        reason="the own plan was asked for",
+        decision_id="dec-1",
+        gpu="L40S",
+        tp=1,
+        pp=1,
+        replicas=1,
+        expected_usd=0.93,
+        expected_finish_s=9000,
+    )
+    planned.job_plan = planned.job_plan.model_copy(update={"koi": advice})
+    return planned
+
+
+def test_with_koi_a_terminal_is_asked_whose_plan(advised, lines, tandemn, terminal):
+    asked = terminal(answer=True, whose="own")
+    assert tandemn(*CLOUD, lines).code == 0
+    [question] = asked
+    assert "own (about $1.86 in all)" in question
+    assert "Koi's (about $0.93)" in question
+    [body] = advised.called("POST", "/api/jobs")
+    assert body["advisor"] == "own"
+
+
+def test_koi_is_chosen_and_its_plan_is_seen_before_it_is_launched(advised, lines, tandemn, terminal):
+    asked = terminal(answer=True, whose="koi")
+    assert tandemn(*CLOUD, lines).code == 0
+    assert [body["advisor"] for body in advised.called("POST", "/api/plans")] == ["own", "koi"]
+    [body] = advised.called("POST", "/api/jobs")
+    assert body["advisor"] == "koi"
+    assert len(asked) == 2
+    assert "Launch it, at" in asked[1]
+
+
+@pytest.mark.parametrize(("whose", "answer"), [("none", True), ("koi", False)])
+def test_neither_plan_launches_nothing_and_leaves_nothing(advised, lines, tandemn, terminal, whose, answer):
+    terminal(answer=answer, whose=whose)
+    result = tandemn(*CLOUD, lines)
+    assert result.code == 1
+    assert "nothing was launched" in result.err
+    assert not advised.called("POST", "/api/jobs")
+    assert advised.files == {}
+
+
+@pytest.mark.parametrize("flag", ["own", "koi"])
+def test_who_named_an_adviser_is_not_asked_again(advised, lines, tandemn, terminal, flag):
+    asked = terminal(answer=True, whose="none")
+    assert tandemn(*CLOUD, "--advisor", flag, lines).code == 0
+    [question] = asked
+    assert "Launch it, at" in question
+    [body] = advised.called("POST", "/api/jobs")
+    assert body["advisor"] == flag
+
+
+def test_a_recommendation_that_does_not_hold_is_no_choice(advised, lines, tandemn, terminal):
+    koi = advised.job_plan.koi.model_copy(update={"is_feasible": False, "code": "koi_over_budget"})
+    advised.job_plan = advised.job_plan.model_copy(update={"koi": koi})
+    asked = terminal(answer=True, whose="koi")
+    assert tandemn(*CLOUD, lines).code == 0
+    assert len(asked) == 1
+    assert "Launch it, at" in asked[0]
 
 
 def test_yes_and_a_pipe_are_not_asked(planned, lines, tandemn, terminal):

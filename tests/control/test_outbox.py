@@ -36,7 +36,7 @@ def database(new_database):
     return new_database(tells_koi=True)
 
 
-def add_job(connection, name, now, *, is_asked=True, replica_count=1):
+def add_job(connection, name, now, *, is_asked=True, replica_count=1, config=None):
     spec = JobSpec(model="m", slo_s=60, input_file_id="file-x")
     jobs.add(connection, job_id=name, spec=spec, now=now, input_object="files/x", cloud="local")
     advice = KoiAdvice(reason="followed", is_followed=True, decision_id="dec-1").model_dump(mode="json")
@@ -45,7 +45,7 @@ def add_job(connection, name, now, *, is_asked=True, replica_count=1):
         connection,
         name,
         group=0,
-        config=ReplicaConfig(gpu="L4"),
+        config=config or ReplicaConfig(gpu="L4"),
         launcher="local",
         count=replica_count,
         now=now,
@@ -160,6 +160,20 @@ def test_what_is_told_is_written_with_what_it_tells_of(database, clock):
     # The same fact, recorded again by a racing call, is one callback.
     database.run_sync(called, "job-a-r0", clock.now())
     assert len(ids(database)) == 2
+
+
+def test_it_says_where_a_replica_has_landed_and_how_many_copies_it_runs(database, clock):
+    def landed(connection):
+        add_job(connection, "job-a", clock.now(), config=ReplicaConfig(gpu="L4", dp=4))
+        handle = {"cluster": "c", "place": "aws/us-east-1/us-east-1a", "instance_type": "g6.12xlarge"}
+        replicas.change(connection, "job-a-r0", handle=handle)
+        called(connection, "job-a-r0", clock.now())
+        ready(connection, "job-a-r0", clock.now())
+
+    database.run_sync(landed)
+    for row in waiting(database):
+        body = json.loads(row.body)
+        assert (body["region"], body["instance_type"], body["dp"]) == ("us-east-1", "g6.12xlarge", 4)
 
 
 @pytest.mark.parametrize(("tells_koi", "is_asked"), [(False, True), (True, False)])

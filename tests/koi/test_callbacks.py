@@ -80,6 +80,17 @@ def test_its_machine_is_there():
     assert attempted["decision_id"] == launching["decision_id"] == "dec-1"
 
 
+def test_a_machine_of_a_cloud_is_told_as_it_is():
+    of = replica(dp=4, region="us-east-1", instance_type="g6.12xlarge")
+    bodies = [
+        body for _, body in told(EventKind.REPLICA_CALLED, of=of) + told(EventKind.REPLICA_READY, of=of)
+    ]
+    assert len(bodies) == 3
+    for body in bodies:
+        assert (body["tp"], body["pp"], body["dp"]) == (1, 1, 4)
+        assert (body["instance_type"], body["region"]) == ("g6.12xlarge", "us-east-1")
+
+
 def test_its_engine_answers():
     [(path, body)] = told(EventKind.REPLICA_READY)
     assert path == "/job/started"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,10 +16,8 @@ from tests.process.scene import begin, end
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.slow
-
-#: What Koi may take; its default is 5 s.
-LIMIT_S = 1.0
+#: What Koi may take, in seconds; its default is 5, with which the figures of docs/koi.md were taken.
+LIMIT_S = float(os.environ.get("KOI_TEST_LIMIT_S", "1"))
 MODEL = "Llama-3.1-8B-Instruct"
 
 
@@ -58,6 +57,13 @@ def planned(here: Any, house: House, *flags: str) -> dict[str, Any]:
     return plan
 
 
+def planning_s(house: House, job: str) -> float:
+    """How long a job was planned, by its own events."""
+    states = {each["state"]: each["at"] for each in watch.events(house, job, "job_state")}
+    took: float = states["waiting"] - states["planning"]
+    return took
+
+
 def answer(**config: Any) -> dict[str, Any]:
     return {**GOOD, "config": {**GOOD["config"], **config}}  # type: ignore[dict-item]
 
@@ -95,13 +101,12 @@ def test_of_no_use_a_job_runs_as_without_it_and_says_why(advised, koi, here, rec
         assert (status["koi"]["code"], status["koi"]["is_followed"]) == (code, False), name
         [event] = watch.events(advised, job, "job_planned")
         assert event["koi"]["code"] == code
-        states = {each["state"]: each["at"] for each in watch.events(advised, job, "job_state")}
-        took = states["waiting"] - states["planning"]
+        took = planning_s(advised, job)
         record_property(name, round(took, 2))
-        # The promise is a second above the limit; a busy machine is given twice that.
-        assert took < 2 * (LIMIT_S + 1), name
+        # The promise is a second above the limit; a busy machine is given two more.
+        assert took < LIMIT_S + 3, name
     said = here(advised, "status", jobs["hanging"]).stdout
-    assert "did not answer within 1 s" in said
+    assert f"did not answer within {LIMIT_S:g} s" in said
     assert "[koi_timeout]" in said
     assert not koi.journal("/elsewhere"), "no redirect was followed"
     assert [line["faults"] for line in koi.journal() if line["faults"]] == []
@@ -133,6 +138,7 @@ def test_a_plan_beside_koi_and_one_that_follows_it(advised, koi, here):
     assert beside["koi"]["code"] == "koi_not_chosen"
     assert (beside["koi"]["gpu"], beside["koi"]["replicas"]) == ("L4", 2)
     assert beside["koi"]["expected_usd"] > 0
+    assert beside["koi"]["expected_tokens"] > 4
     followed = planned(here, advised, "--advisor", "koi")
     [first] = [row for row in followed["plan"] if row["rank"] == 0]
     assert (first["gpu"], first["tp"], first["market"]) == ("L4", 1, "spot")
@@ -171,10 +177,11 @@ def test_the_resources_are_as_the_contract_says(advised):
     assert found["quotas"] or found["notes"], "quotas that are not known are said to be"
 
 
-def test_without_koi_there_is_no_trace_of_it(house, here):
+def test_without_koi_there_is_no_trace_of_it(house, here, record_property):
     (house.home / "few.jsonl").write_text(chat_lines(4))
     job = deployed(here, house)
     status = traces.ended(house, job)
+    record_property("unset", round(planning_s(house, job), 2))
     assert "koi" not in json.dumps(status)
     assert "koi" not in json.dumps(planned(here, house))
     assert "koi" not in json.dumps(watch.events(house, job))

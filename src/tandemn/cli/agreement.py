@@ -10,11 +10,18 @@ from tandemn.cli.text import duration
 from tandemn.client import UserClient
 from tandemn.errors import Infeasible, InvalidInput
 from tandemn.protocol.jobs import JobSpec
-from tandemn.protocol.plans import PlanAnswer
+from tandemn.protocol.plans import KoiAdvice, PlanAnswer
 
 
-async def agrees(client: UserClient, spec: JobSpec) -> bool:
-    """Show what a job would run on and ask; the answer may take as long as it takes.
+async def agreed(client: UserClient, spec: JobSpec, *, offers_koi: bool) -> JobSpec | None:
+    """Show what a job would run on and ask; return the job as it was agreed to, None where it was not.
+
+    The answer may take as long as it takes.
+
+    Args:
+        client: the control plane.
+        spec: the job.
+        offers_koi: whether Koi's plan may be chosen here, where it has one that holds.
 
     Raises:
         Infeasible: no plan meets the deadline or budget.
@@ -28,13 +35,35 @@ async def agrees(client: UserClient, spec: JobSpec) -> bool:
         if spec.gpu in {None, "auto"} or exc.code not in PLANLESS:
             raise
         note(f"{_named(spec)} on {spec.cloud}; there is no plan, and its price is not known: {exc.message}")
-        return typer.confirm("Launch it?", err=True)
+        return spec if typer.confirm("Launch it?", err=True) else None
     plan_report.show(answer)
-    return typer.confirm(_question(answer), err=True)
+    if offers_koi and answer.koi is not None and answer.koi.is_feasible:
+        match typer.prompt(_choice(answer, answer.koi), default="own", value_proc=_whose, err=True):
+            case "own":
+                return spec
+            case "koi":
+                # Seen whole before it is agreed to: its places, its fallbacks, its price.
+                koi_first = spec.model_copy(update={"advisor": "koi"})
+                return await agreed(client, koi_first, offers_koi=False)
+        return None
+    return spec if typer.confirm(_question(answer), err=True) else None
 
 
 #: Why there may be no plan for a GPU that was named, which is launched all the same.
 PLANLESS = frozenset({"unknown_model", "model_not_found", "cannot_plan", "bad_model_config", "not_found"})
+
+
+def _whose(answer: str) -> str:
+    given = answer.strip().lower()
+    if given not in {"own", "koi", "none"}:
+        raise typer.BadParameter("answer own, koi or none")  # it is asked again
+    return given
+
+
+def _choice(answer: PlanAnswer, advice: KoiAdvice) -> str:
+    own = min(answer.plan, key=lambda row: row.rank)
+    koi = f"${advice.expected_usd:.2f}" if advice.expected_usd is not None else "an unknown price"
+    return f"Whose plan is launched: the own (about ${own.expected_usd:.2f} in all), Koi's (about {koi})? [own/koi/none]"
 
 
 def _question(answer: PlanAnswer) -> str:

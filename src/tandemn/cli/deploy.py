@@ -160,5 +160,13 @@ def deploy(
         answers.check_output(output)
     asking, waiting = not yes and sys.stdin.isatty(), wait or output is not None
     return asyncio.run(
-        job.deploy_job(spec, source, output, is_asking=asking, is_waiting=waiting, as_json=as_json)
+        job.deploy_job(
+            spec,
+            source,
+            output,
+            is_asking=asking,
+            offers_koi="advisor" not in given,
+            is_waiting=waiting,
+            as_json=as_json,
+        )
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tandemn.cli import answers, options, report
-from tandemn.cli.agreement import agrees
+from tandemn.cli.agreement import agreed
 from tandemn.cli.connection import connect
 from tandemn.cli.display import job_display, upload_display
 from tandemn.cli.follow import follow, is_planned
@@ -88,11 +88,19 @@ def _slo_s(text: str | None) -> float:
 
 
 async def deploy_job(
-    spec: JobSpec, source: str, output: Path | None, *, is_asking: bool, is_waiting: bool, as_json: bool
+    spec: JobSpec,
+    source: str,
+    output: Path | None,
+    *,
+    is_asking: bool,
+    offers_koi: bool,
+    is_waiting: bool,
+    as_json: bool,
 ) -> int:
     """Submit a job, and with `is_waiting` see it through; return the exit code.
 
-    With `is_asking`, whoever sits there sees first what costs money, and is asked.
+    With `is_asking`, whoever sits there sees first what costs money, and is asked; with `offers_koi`, whose plan
+    it shall be, too.
     """
     async with connect() as client:
         where = ""
@@ -101,7 +109,8 @@ async def deploy_job(
             place = "on this machine" if choice.cloud == LOCAL else f"to {choice.cloud}"
             where = f" {place} ({choice.reason})"
             spec = spec.model_copy(update={"cloud": choice.cloud})
-        submitted, file_id = await _submit(client, spec, source, is_asking=is_asking and spec.cloud != LOCAL)
+        asks = is_asking and spec.cloud != LOCAL
+        submitted, file_id = await _submit(client, spec, source, is_asking=asks, offers_koi=offers_koi)
         if submitted is None:
             note("nothing was launched")
             return 1
@@ -122,26 +131,26 @@ async def deploy_job(
 
 
 async def _submit(
-    client: UserClient, spec: JobSpec, source: str, *, is_asking: bool
+    client: UserClient, spec: JobSpec, source: str, *, is_asking: bool, offers_koi: bool
 ) -> tuple[JobStatus | None, str | None]:
     """Return the job, None where its plan was not agreed to, and the id of the file that was uploaded for it."""
     if is_remote(source):
         spec = spec.model_copy(update={"input_url": source})
-        if is_asking and not await agrees(client, spec):
-            return None, None
-        return await client.submit(spec), None
+        wanted = await agreed(client, spec, offers_koi=offers_koi) if is_asking else spec
+        return (await client.submit(wanted) if wanted is not None else None), None
     path = Path(source)
     with upload_display(path) as count:
         file = await client.upload(path, on_bytes=count)
     spec = spec.model_copy(update={"input_file_id": file.id})
     try:
-        if is_asking and not await agrees(client, spec):
+        wanted = await agreed(client, spec, offers_koi=offers_koi) if is_asking else spec
+        if wanted is None:
             await _forget_upload(client, file.id)
             return None, None
     except BaseException:  # Ctrl-C at the question, too, leaves nothing behind
         await _forget_upload(client, file.id)
         raise
-    submission = asyncio.ensure_future(client.submit(spec))
+    submission = asyncio.ensure_future(client.submit(wanted))
     try:
         # Ctrl-C waits for the answer here: a job that was submitted must be known by its id.
         return await asyncio.shield(submission), file.id

@@ -95,7 +95,9 @@ async def weighed_plan(
     weighed = await asyncio.to_thread(
         weigh, own, asked, partial(_plan_of_choice, needs, spec), follow=spec.advisor == "koi"
     )
-    return weighed.plan, weighed.advice
+    workload = needs.workload
+    tokens = workload.requests * (workload.input_tokens.mean + workload.output_tokens.mean)
+    return weighed.plan, weighed.advice.model_copy(update={"expected_tokens": round(tokens)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -74,6 +74,7 @@ class ToldReplica:
     gpu: str
     tp: int
     pp: int
+    dp: int = 1
     market: Market
     region: str | None = None
     instance_type: str | None = None
@@ -146,6 +147,7 @@ def _attempted(job: ToldJob, replica: ToldReplica, now: float, *, failure: str |
         group_id=job.job_id,
         decision_id=job.decision_id,
         **_place(replica),
+        **_layout(replica),
         launched=failure is None,
         failure_reason=failure or "",
         time_to_launch=max(0.0, now - replica.launched_at) if replica.launched_at is not None else 0.0,
@@ -171,8 +173,7 @@ def _started(job: ToldJob, replica: ToldReplica, now: float) -> Callback:
         group_id=job.job_id,
         decision_id=job.decision_id,
         **_place(replica),
-        tp=replica.tp,
-        pp=replica.pp,
+        **_layout(replica),
         slo_deadline_hours=(job.deadline - now) / 3600,
         total_tokens=advice.expected_tokens or 0,
         predicted_tps=(advice.predicted_tokens_per_s or 0.0) if advice.is_followed else 0.0,
@@ -216,7 +217,7 @@ def _launch_failed(
         job_id=job.job_id,
         group_id=job.job_id,
         decision_id=job.decision_id,
-        configs_tried=[{**_place(each), "tp": each.tp, "pp": each.pp} for each in latest],
+        configs_tried=[{**_place(each), **_layout(each)} for each in latest],
         failure_reasons=[plain(each.reason or "") for each in latest],
         total_time_seconds=max(0.0, now - begun),
         reason_code=latest[-1].reason_code or ReasonCode.UNKNOWN,
@@ -265,13 +266,16 @@ def _place(replica: ToldReplica) -> dict[str, Any]:
     }
 
 
+def _layout(replica: ToldReplica) -> dict[str, int]:
+    return {"tp": replica.tp, "pp": replica.pp, "dp": replica.dp}
+
+
 def _of_replica(job: ToldJob, replica: ToldReplica) -> dict[str, Any]:
     return {
         "job_id": replica.replica_id,
         "group_id": job.job_id,
         "decision_id": job.decision_id,
         **_place(replica),
-        "tp": replica.tp,
-        "pp": replica.pp,
+        **_layout(replica),
         "attempt_index": replica.attempt_index,
     }

@@ -178,6 +178,8 @@ class _OfReplica(Envelope):
     market: WireMarket
     tp: int
     pp: int
+    dp: int = Field(ge=1)
+    """Copies of the model that this replica runs side by side on its machine."""
     attempt_index: int = Field(ge=0)
     """Counts the job's replicas from 0."""
 
@@ -194,6 +196,10 @@ class ConfigAttempted(Envelope):
     instance_type: str = "unknown"
     region: str = "unknown"
     market: WireMarket
+    tp: int
+    pp: int
+    dp: int = Field(ge=1)
+    """Copies of the model side by side on the machine."""
     launched: bool
     failure_reason: str = Field(default="", max_length=2000)
     time_to_launch: float = Field(default=0.0, ge=0)
@@ -233,7 +239,8 @@ class Started(Envelope):
     market: WireMarket
     tp: int
     pp: int
-    dp: Literal[1] = 1
+    dp: int = Field(ge=1)
+    """Copies of the model that this replica runs side by side on its machine."""
     slo_deadline_hours: float
     """Left until the deadline; below 0 where it is past."""
     total_tokens: int = Field(ge=0)

@@ -93,7 +93,7 @@ async def _record_place(services: Services, replica: ReplicaRecord, seen: Sighti
     assert replica.handle is not None, "it was observed by it"
     if seen.place is None or replica.handle.get("place") == seen.place:
         return
-    handle = {**replica.handle, "place": seen.place}
+    handle = {**replica.handle, "place": seen.place, "instance_type": seen.instance_type}
 
     def record(connection: Connection) -> None:
         if replicas.change(connection, replica.replica_id, handle=handle):
@@ -104,6 +104,7 @@ async def _record_place(services: Services, replica: ReplicaRecord, seen: Sighti
                 job_id=replica.job_id,
                 replica_id=replica.replica_id,
                 place=seen.place,
+                instance_type=seen.instance_type,
                 **prices.to_event(seen.price),
             )
 

@@ -190,15 +190,24 @@ def _told_job(connection: Connection, job: JobRecord, *, with_tokens: bool = Fal
 
 def _told_replica(replica: ReplicaRecord) -> ToldReplica:
     config = ReplicaConfig.model_validate(replica.config)
+    handle = replica.handle or {}
     return ToldReplica(
         replica_id=replica.replica_id,
         gpu=config.gpu,
         tp=config.tp,
         pp=config.pp,
+        dp=config.dp,
         market=config.market,
-        region=config.region,
+        region=_region(handle.get("place")) or config.region,
+        instance_type=handle.get("instance_type"),
         launched_at=replica.launched_at,
         was_called=replica.said_hello_at is not None,
         reason=replica.reason,
         reason_code=replica.reason_code,
     )
+
+
+def _region(place: str | None) -> str | None:
+    """The region of `cloud/region/zone`, where it has landed there."""
+    parts = (place or "").split("/")
+    return parts[1] if len(parts) > 1 else None
