@@ -221,10 +221,15 @@ def test_koi_hears_everything_in_order_whatever_dies(tmp_path, record_property):
     """
     with (
         FakeKoi(tmp_path / "koi") as koi,
-        built(KOI_SERVICE_URL=koi.url, TANDEMN_KOI_HEARTBEAT_S="0.5", TANDEMN_FLUSH_S="0.5") as house,
+        built(
+            KOI_SERVICE_URL=koi.url,
+            TANDEMN_KOI_HEARTBEAT_S="0.5",
+            TANDEMN_FLUSH_S="0.5",
+            TANDEMN_HEARTBEAT_S="1",
+        ) as house,
     ):
         koi.behave(refuse_every=3)
-        engine = ("--slots", "8", "--decode-step-s", "0.02", "--load-s", "1.2")
+        engine = ("--slots", "8", "--decode-step-s", "0.02", "--load-s", "0.7")
         job = begin(house, 4000, "--replicas", "2", "--advisor", "koi", "--chunk-size", "10", engine=engine)
         house.wait_for(lambda: len(watch.computing(house, job)) == 2)
         watch.kill(watch.computing(house, job)[0]["pid"])
