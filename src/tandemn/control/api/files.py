@@ -35,7 +35,33 @@ def file_object(file: FileRecord, kept_days: float | None) -> FileObject:
     )
 
 
-@router.post("")
+#: The form, for the API's document: FastAPI knows nothing of a body that is read as it comes.
+_FORM = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file", "purpose"],
+                    "properties": {
+                        "file": {"type": "string", "format": "binary"},
+                        "purpose": {"type": "string", "enum": ["batch"]},
+                        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+                        "expires_after[seconds]": {
+                            "type": "integer",
+                            "minimum": 1,
+                            "maximum": int(LONGEST_S),
+                        },
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+@router.post("", openapi_extra=_FORM)
 async def upload(request: Request, services: ServicesNow, caller: CallerNow) -> FileObject:
     """Take a file in. Nothing of it stays where the upload breaks off or its form is wrong."""
     form = FileUpload(request.headers.get("content-type", ""), request.stream())
