@@ -54,9 +54,10 @@ day: setup ## a deployment's day in minutes: what its cost was metered as, again
 	@$(RUN) python -m tests.process.day $(DAY)
 
 FUZZ_S ?= 60
-fuzz: setup ## the API, the reader of inputs, and the router's requests and answers, fuzzed for FUZZ_S=60 seconds each
+FUZZ ?= lines answers requests api
+fuzz: setup ## the reader of inputs, the router's answers and requests, the API: FUZZ_S=60 seconds each, all or FUZZ=api
 	@$(UV) sync --quiet --locked --group fuzz --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')"
-	@for part in lines answers requests api; do $(RUN) python -m tests.fuzz.$$part --seconds $(FUZZ_S) || exit 1; done
+	@for part in $(FUZZ); do $(RUN) python -m tests.fuzz.$$part --seconds $(FUZZ_S) || exit 1; done
 
 calibrate: setup ## fit the throughput constants to POINTS=FILE.csv (docs/placement.md)
 	@$(RUN) python -m tandemn.placement.calibration "$(POINTS)"

@@ -76,7 +76,7 @@ def _fuzz(house: House, seconds: int, seed: int | None) -> int:
         problems.append("it does not answer any more")
     for problem in problems:
         print(problem, file=sys.stderr)
-    result = {"part": "api", "seconds": seconds, "cases": cases, "found": len(problems)}
+    result = {"part": "api", "seconds": seconds, "cases": cases, "failures": len(problems)}
     print(json.dumps({**result, "rss_mb": highest[0] // 1_000_000}))
     return int(bool(problems))
 

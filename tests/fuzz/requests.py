@@ -304,18 +304,23 @@ async def fuzz(port: int, process: psutil.Process, seconds: int, seed: int) -> d
             await honest(port)
         except Found as found:
             print(f"seed {seed + rounds}: {found} {found.content!r}", file=sys.stderr)
-            return {"part": "requests", "rounds": rounds, "found": 1, "seed": seed + rounds}
+            return _figures(seconds, rounds, 1, highest) | {"seed": seed + rounds}
         rounds += 1
         highest = max(highest, process.memory_info().rss)
         if highest > RSS_BYTES:
             print(f"seed {seed + rounds - 1}: the router takes {highest} bytes", file=sys.stderr)
-            return {"part": "requests", "rounds": rounds, "found": 1, "seed": seed + rounds - 1}
+            return _figures(seconds, rounds, 1, highest) | {"seed": seed + rounds - 1}
+    return _figures(seconds, rounds, 0, highest)
+
+
+def _figures(seconds: int, rounds: int, failures: int, rss: int) -> dict[str, object]:
+    """A case is a connection."""
     return {
         "part": "requests",
         "seconds": seconds,
-        "connections": rounds * AT_A_TIME,
-        "found": 0,
-        "rss_mb": highest // 1_000_000,
+        "cases": rounds * AT_A_TIME,
+        "failures": failures,
+        "rss_mb": rss // 1_000_000,
     }
 
 
@@ -327,7 +332,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="tandemn-fuzz-") as folder:
         result = asyncio.run(against_a_router(Path(folder), options.seconds, options.seed))
     print(json.dumps(result))
-    return int(bool(result["found"]))
+    return int(bool(result["failures"]))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import sys
 import tempfile
 import time
@@ -52,7 +53,15 @@ def run(name: str, check: Callable[[bytes], None], seeds: Sequence[bytes], modul
         calls += 1
         check(data)
         if time.monotonic() - began > options.seconds:
-            print(json.dumps({"part": name, "seconds": options.seconds, "inputs": calls, "found": 0}))
+            rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000
+            figures = {
+                "part": name,
+                "seconds": options.seconds,
+                "cases": calls,
+                "failures": 0,
+                "rss_mb": rss_mb,
+            }
+            print(json.dumps(figures))
             sys.stdout.flush()
             os._exit(0)  # libFuzzer takes every other way out for a crash
 
