@@ -13,6 +13,7 @@ class EventKind(StrEnum):
     PLAN_FELL_BACK = "plan_fell_back"
     JOB_STATE = "job_state"
     JOB_PACED = "job_paced"
+    JOB_WAITS = "job_waits"
     BUDGET_REACHED = "budget_reached"
     JOB_SEALED = "job_sealed"
     JOB_ENDED = "job_ended"

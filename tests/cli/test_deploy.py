@@ -56,7 +56,7 @@ def test_every_flag_reaches_the_control_plane(plane, lines, tandemn):
     plane.on_submit = [job_status()]
     flags = (
         "--max-output-tokens 9 --cloud aws --region us-east-1 --gpu L4 --tp 2 --pp 3 --replicas 4 --on-demand "
-        "--chunk-size 5 --engine vllm --budget 1.25 --priority -3 --advisor koi --force --persist --skip-invalid "
+        "--chunk-size 5 --engine vllm --budget 1.25 --priority low --advisor koi --force --persist --skip-invalid "
         "--stop-at-deadline --yes"
     )
     result = tandemn("deploy", "--model", "m", lines, "--slo", "1", *flags.split(), "--", "--json", "-x", "1")
@@ -78,7 +78,7 @@ def test_every_flag_reaches_the_control_plane(plane, lines, tandemn):
         "engine": "vllm",
         "engine_args": ["--json", "-x", "1"],
         "budget_usd": "1.25",
-        "priority": -3,
+        "priority": "low",
         "advisor": "koi",
         "force": True,
         "persist": True,

@@ -78,15 +78,41 @@ def test_list(plane, tandemn):
     plane.jobs["job-2"] = [job_status("job-2", requests={"total": 200, "completed": 50})]
     plane.jobs["job-3"] = [job_status("job-3", deadline=time.time() - 60, is_late=True)]
     out = tandemn("list").out.splitlines()
-    assert out[0].split() == ["JOB", "STATE", "MODEL", "REQUESTS", "CREATED", "DEADLINE", "REASON"]
+    assert out[0].split() == [
+        "JOB",
+        "STATE",
+        "MODEL",
+        "REQUESTS",
+        "CREATED",
+        "DEADLINE",
+        "PRIORITY",
+        "REASON",
+    ]
     assert [line.split()[0] for line in out[1:]] == ["job-3", "job-2", "job-1"]
     assert "50/200 (25.0%)" in out[2]
-    assert out[1].endswith("late")
+    assert out[1].endswith("late      normal")
     assert [row["job_id"] for row in tandemn("list", "--state", "active", "--json").json["jobs"]] == [
         "job-3",
         "job-2",
     ]
     assert tandemn("list", "--state", "expired").out == "none that are expired\n"
+
+
+def test_a_waiting_job_says_what_for_and_who_is_ahead(plane, tandemn):
+    waits = {
+        "what": "slots",
+        "reason": "waits for 2 of 16 slots",
+        "replicas_wanted": 2,
+        "place_in_line": 4,
+        "ahead": ["job-7"],
+        "ahead_of_others": 2,
+    }
+    plane.jobs["job-1"] = [job_status("job-1", state="waiting", priority="low", waits=waits)]
+    said = "waits for 2 of 16 slots; number 4 in line, behind job-7, 2 jobs of other owners"
+    assert f"waits     {said}" in tandemn("status", "job-1").out
+    assert "priority  low" in tandemn("status", "job-1").out
+    assert tandemn("list").out.splitlines()[1].endswith(f"low       {said}")
+    assert tandemn("status", "job-1", "--json").json["waits"] == waits
 
 
 def test_list_reads_every_page_up_to_its_limit(plane, tandemn):

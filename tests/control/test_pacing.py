@@ -165,7 +165,7 @@ async def test_what_pacing_decided_survives_a_restart(world):
 
     job = world(requests=2000, deadline_s=2 * HOUR, rate=0.4, planned_rate=1.5)
     await job.run(until=lambda each: len(each.paced()) > 0)
-    job.pacer = Pacer(job.services)
+    job.pacer = Pacer(job.services, job.places)
     assert await job.run() <= 2 * HOUR
     assert len(job.cloud.machines) <= 4
 

@@ -2,8 +2,14 @@
 
 import pytest
 
-from tandemn.control.access.restrictions import check_engine_args, check_input_url, check_model
+from tandemn.control.access.restrictions import (
+    check_engine_args,
+    check_input_url,
+    check_model,
+    check_priority,
+)
 from tandemn.errors import Forbidden, InvalidInput
+from tandemn.protocol.jobs import Priority
 from tandemn.protocol.keys import Role
 
 STORE = "s3://tandemn-store/prod"
@@ -125,3 +131,14 @@ def test_the_servers_own_store_is_never_read_by_url():
 
 def test_nothing_is_allowed_where_nothing_is_said():
     assert not allowed("s3://team/in/a.jsonl", prefixes=())
+
+
+@pytest.mark.parametrize("priority", list(Priority))
+def test_only_an_administrator_may_take_more_than_an_equal_share(priority):
+    check_priority(priority, Role.ADMIN)
+    if priority is Priority.HIGH:
+        with pytest.raises(Forbidden) as refused:
+            check_priority(priority, Role.USER)
+        assert refused.value.code == "priority_not_allowed"
+    else:
+        check_priority(priority, Role.USER)

@@ -17,6 +17,7 @@ from tandemn.batch.memory_queue import MemoryQueue
 from tandemn.clock import MockClock
 from tandemn.control.reconcilers import fleet
 from tandemn.control.reconcilers.pacing import Pacer
+from tandemn.control.reconcilers.sharing import Places
 from tandemn.control.services import Services
 from tandemn.control.store import chunks, events, jobs, replicas, schema
 from tandemn.control.store.chunk_table import SqlChunkTable
@@ -69,6 +70,7 @@ class SpotCloud:
     """The launcher."""
 
     name = CLOUD
+    pool, limit = "clusters", 100
 
     def __init__(self, clock: MockClock, spot: Callable[[float], bool]) -> None:
         self.clock, self.spot = clock, spot
@@ -81,7 +83,7 @@ class SpotCloud:
         """It is always there."""
 
     def room(self) -> int:
-        return 100
+        return self.limit - len(self.alive())
 
     def price(self, config: ReplicaConfig, now: float) -> Price:
         return Price(usd_per_hour=USD_PER_HOUR[config.market], source="test", at=now)
@@ -165,7 +167,8 @@ class World:
                 "listening_since": 0.0,
             }
         )
-        self.pacer = Pacer(self.services)
+        self.places = Places(self.services)
+        self.pacer = Pacer(self.services, self.places)
         self.database.run_sync(
             _plan,
             JobSpec(model="m", input_file_id="f", slo_s=deadline_s, cloud=CLOUD, **spec),
@@ -201,7 +204,8 @@ class World:
     async def tick(self) -> None:
         self.clock.advance(self.tick_s)
         self._work()
-        while await fleet.step(self.services, self.job):
+        await self.places.look()
+        while await fleet.step(self.services, self.job, self.places):
             pass
         await self.pacer.step(JOB)
 

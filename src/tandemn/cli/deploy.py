@@ -13,6 +13,7 @@ from typer.core import TyperCommand
 from tandemn.cli import answers, job, online, options
 from tandemn.cli import online_options as online_flags
 from tandemn.cli.workload import JOB_FLAGS, ONLINE_FLAGS, refuse_mixture, split_names
+from tandemn.protocol.jobs import Priority
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -71,7 +72,12 @@ def deploy(
     chunk_size: Annotated[int | None, typer.Option("--chunk-size", help="Requests a chunk.")] = None,
     engine: Annotated[str | None, typer.Option("--engine", help="llamacpp, vllm or simulated.")] = None,
     budget: Annotated[str | None, typer.Option("--budget", metavar="USD", help="Most it may cost.")] = None,
-    priority: Annotated[int, typer.Option("--priority", help="Higher goes first among jobs.")] = 0,
+    priority: Annotated[
+        Priority,
+        typer.Option(
+            "--priority", help="Its share of what jobs have to share: low, normal or high (admins)."
+        ),
+    ] = Priority.NORMAL,
     advisor: Annotated[
         Literal["own", "koi"], typer.Option("--advisor", help="Whose plan is followed.")
     ] = "own",

@@ -14,9 +14,11 @@ from tandemn.protocol.jobs import (
     JobStatus,
     JobSummary,
     PaceView,
+    Priority,
     ReplicaView,
     RequestCounts,
     SwapView,
+    WaitView,
 )
 from tandemn.protocol.plans import KoiAdvice
 
@@ -79,6 +81,8 @@ def progress_line(status: JobStatus, now: float) -> str:
         parts.append(replica_counts(status.replicas))
     if status.cost is not None and (status.cost.at_least_usd or status.cost.unknown):
         parts.append(f"cost {cost_report.figure(status.cost)}")
+    if status.waits:
+        parts.append(wait_line(status.waits))
     if status.swap and status.swap.state in {"launching", "draining"}:
         parts.append(swap_line(status.swap))
     if status.pace and status.pace.acted_because and not status.state.has_ended:
@@ -91,6 +95,8 @@ def status_lines(status: JobStatus, now: float) -> list[str]:
     rows = [
         ("job", status.job_id),
         ("state", _with_reason(str(status.state), status.reason, status.code)),
+        *([("waits", wait_line(status.waits))] if status.waits else []),
+        *([("priority", str(status.priority))] if status.priority is not Priority.NORMAL else []),
         ("model", status.model if status.engine is None else f"{status.model} on {status.engine}"),
         ("requests", _requests(status.requests)),
         ("chunks", _chunks(status)),
@@ -144,13 +150,14 @@ def summary_rows(jobs: Iterable[JobSummary], now: float) -> list[list[str]]:
             done_of(job.requests),
             f"{text.duration(now - job.created_at)} ago",
             "late" if job.is_late else ("" if job.ended_at else f"in {text.duration(job.deadline - now)}"),
-            job.reason or "",
+            str(job.priority),
+            wait_line(job.waits) if job.waits else job.reason or "",
         ]
         for job in jobs
     ]
 
 
-SUMMARY_HEADS = ("JOB", "STATE", "MODEL", "REQUESTS", "CREATED", "DEADLINE", "REASON")
+SUMMARY_HEADS = ("JOB", "STATE", "MODEL", "REQUESTS", "CREATED", "DEADLINE", "PRIORITY", "REASON")
 
 
 def done_of(requests: RequestCounts) -> str:
@@ -238,6 +245,17 @@ def pacing_line(pace: PaceView) -> str:
 def swap_line(swap: SwapView) -> str:
     """Say how a swap stands."""
     return f"swap {swap.state}: {swap.ready} of {swap.threshold} new replicas at work; {swap.reason}"
+
+
+def wait_line(waits: WaitView) -> str:
+    """Say what a job waits for, its place in line, and who is ahead of it."""
+    if waits.place_in_line is None:
+        return waits.reason
+    ahead = [*waits.ahead]
+    if waits.ahead_of_others:
+        ahead.append(text.plural(waits.ahead_of_others, "job") + " of other owners")
+    behind = f", behind {', '.join(ahead)}" if ahead else ""
+    return f"{waits.reason}; number {waits.place_in_line} in line{behind}"
 
 
 def _requests(requests: RequestCounts) -> str:

@@ -84,7 +84,7 @@ class Limits:
     """What the launcher and this machine allow."""
 
     room: int
-    """Replicas that could be launched beside those that are."""
+    """Replicas that the job could have beside those that are, by its share."""
     cores: int
     on_demand_usd_per_hour: float | None
     """Of one replica; None: not known, or it does not matter."""

@@ -76,6 +76,7 @@ def check_spec(services: Services, spec: JobSpec, caller: Caller) -> None:
             code="invalid_input_url",
             param="input_url",
         )
+    restrictions.check_priority(spec.priority, caller.role)
     if not spec.model_from_lines:  # the lines' model is looked at when they have been read
         restrictions.check_model(spec.model, caller.role)
     runs_here = (spec.cloud or "local") == "local"

@@ -19,6 +19,7 @@ from tandemn.protocol.jobs import (
     ReplicaView,
     RequestCounts,
     SwapView,
+    WaitView,
 )
 from tandemn.protocol.keys import KeyMade, KeyView
 
@@ -54,6 +55,8 @@ def status(connection: Connection, job_id: str, *, now: float) -> JobStatus:
         state=job.state,
         reason=job.reason,
         code=job.code,
+        priority=job.spec.priority,
+        waits=_waits(job),
         model=job.model,
         engine=job.engine,
         requests=requests,
@@ -89,6 +92,8 @@ def summary(connection: Connection, job: JobRecord, *, now: float) -> JobSummary
         job_id=job.job_id,
         owner=job.owner,
         state=job.state,
+        priority=job.spec.priority,
+        waits=_waits(job),
         model=job.model,
         requests=request_counts(job, totals, []),
         created_at=job.created_at,
@@ -97,6 +102,12 @@ def summary(connection: Connection, job: JobRecord, *, now: float) -> JobSummary
         ended_at=job.ended_at,
         reason=job.reason,
     )
+
+
+def _waits(job: JobRecord) -> WaitView | None:
+    if job.waits is None or job.state not in jobs.NEEDS_REPLICAS:
+        return None
+    return WaitView.model_validate(job.waits)
 
 
 def replica_view(replica: ReplicaRecord) -> ReplicaView:

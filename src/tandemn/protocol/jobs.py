@@ -46,6 +46,15 @@ _ENDED = frozenset(
 )
 
 
+class Priority(StrEnum):
+    """How large a job's share is, where jobs want more than there is."""
+
+    LOW = "low"
+    NORMAL = "normal"
+    HIGH = "high"
+    """An administrator's to give: where everybody may say it, it says nothing."""
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -96,7 +105,7 @@ class JobSpec(_Strict):
     engine: str | None = None
     engine_args: list[str] = []
     budget_usd: Decimal | None = Field(default=None, gt=0)
-    priority: int = 0
+    priority: Priority = Priority.NORMAL
     advisor: Literal["own", "koi"] = "own"
     force: bool = False
     persist: bool = False
@@ -154,6 +163,22 @@ class ReplicaView(BaseModel):
     requests_per_s: float | None = None
 
 
+class WaitView(BaseModel):
+    """What a job waits for, that has fewer replicas than it wants."""
+
+    what: Literal["slots", "clusters", "quota", "capacity", "retry"]
+    """Places of this machine or of SkyPilot's that others have; what a cloud does not give; the next try after a failure."""
+    reason: str
+    replicas_wanted: int
+    """More than it has."""
+    place_in_line: int | None = None
+    """1: it is next. None: no line, it waits for no other job."""
+    ahead: list[str] = []
+    """Jobs of the same owner that come first."""
+    ahead_of_others: int = 0
+    """How many jobs of other owners come first."""
+
+
 class JobStatus(BaseModel):
     """`tandemn status JOB --json`."""
 
@@ -165,6 +190,9 @@ class JobStatus(BaseModel):
     """Why it is in this state, in a sentence; for a failed job the cause and the next step."""
     code: str | None = None
     """Stable code of the reason, where it is an error."""
+    priority: Priority = Priority.NORMAL
+    waits: WaitView | None = None
+    """None: it has the replicas that it wants, or wants none yet."""
     model: str
     engine: str | None = None
     requests: RequestCounts = RequestCounts()
@@ -236,6 +264,8 @@ class JobSummary(BaseModel):
     job_id: str
     owner: str | None = None
     state: JobState
+    priority: Priority = Priority.NORMAL
+    waits: WaitView | None = None
     model: str
     requests: RequestCounts
     created_at: float

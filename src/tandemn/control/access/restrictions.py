@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING
 
 from tandemn.errors import Forbidden, InvalidInput
+from tandemn.protocol.jobs import Priority
 from tandemn.protocol.keys import Role
 
 if TYPE_CHECKING:
@@ -61,6 +62,17 @@ def check_model(model: str, role: Role) -> None:
             code="model_not_allowed",
             next_step="name a model as owner/name, or ask an administrator to submit it",
             param="model",
+        )
+
+
+def check_priority(priority: Priority, role: Role) -> None:
+    """Raise Forbidden where a user asks for more than an equal share (code `priority_not_allowed`)."""
+    if role is Role.USER and priority is Priority.HIGH:
+        raise Forbidden(
+            "a user may not give a job high priority: it would take from everyone else",
+            code="priority_not_allowed",
+            next_step="leave --priority out, or ask an administrator to submit the job",
+            param="priority",
         )
 
 

@@ -12,6 +12,7 @@ from tandemn.batch import lifecycle
 from tandemn.control import cost
 from tandemn.control.groups import fallen_back
 from tandemn.control.operations import move_swap
+from tandemn.control.reconcilers.orders import record_order
 from tandemn.control.store import chunks, events, jobs, replicas
 from tandemn.control.tokens import new_token, token_hash
 from tandemn.errors import Conflict, NextOffer, Retryable, Superseded, TandemnError
@@ -28,6 +29,7 @@ from tandemn.protocol.replicas import ReplicaState
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+    from tandemn.control.reconcilers.sharing import Places
     from tandemn.control.services import Services
     from tandemn.control.store.chunks import ChunkTotals
     from tandemn.control.store.records import JobRecord, ReplicaRecord
@@ -36,21 +38,19 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger()
 
-_NEEDS_REPLICAS = frozenset({JobState.WAITING, JobState.LAUNCHING, JobState.RUNNING})
 
-
-async def step(services: Services, job: JobRecord) -> bool:
+async def step(services: Services, job: JobRecord, places: Places) -> bool:
     """Act on the fleet once, then see whether the job moves on; True: it did."""
     fleet = await services.database.run(replicas.of_job, job.job_id)
     fleet = await _adopt(services, fleet)
     observed = await _observe(services, fleet)
-    room = await _room(services, job, fleet)
     persist = _may_persist(job) and await _is_within_budget(services, job)
     since = services.listening_since
+    room = places.may_start(job.job_id)
     facts = _facts(job, fleet, observed, room, persist=persist, listening_since=since)
     decided = reconcile.decide(facts, services.clock.now())
     for action in decided:
-        await _apply(services, job, {each.replica_id: each for each in fleet}, action)
+        await _apply(services, job, places, {each.replica_id: each for each in fleet}, action)
     if job.state.has_ended or job.state is JobState.ASSEMBLING:
         return False
     return await _move(services, job.job_id)
@@ -111,13 +111,6 @@ async def _record_place(services: Services, replica: ReplicaRecord, seen: Sighti
     await services.database.run(record)
 
 
-async def _room(services: Services, job: JobRecord, fleet: list[ReplicaRecord]) -> int:
-    """How many more replicas may be launched; looked up only where some wait for it."""
-    if not any(each.state is ReplicaState.PENDING for each in fleet):
-        return 0
-    return await asyncio.to_thread(services.launchers[job.cloud or "local"].room)
-
-
 def _facts(
     job: JobRecord,
     fleet: list[ReplicaRecord],
@@ -134,7 +127,7 @@ def _facts(
             for each in fleet
         ),
         swap=_swap_fact(job),
-        needs_replicas=job.state in _NEEDS_REPLICAS,
+        needs_replicas=job.state in jobs.NEEDS_REPLICAS,
         persist=persist,
         walks=tuple(_walk(group) for group in job.groups),
         may_start=room,
@@ -213,11 +206,15 @@ def _requests_done(replica: ReplicaRecord) -> int:
 
 
 async def _apply(
-    services: Services, job: JobRecord, fleet: dict[str, ReplicaRecord], action: reconcile.Action
+    services: Services,
+    job: JobRecord,
+    places: Places,
+    fleet: dict[str, ReplicaRecord],
+    action: reconcile.Action,
 ) -> None:
     match action:
         case reconcile.Start():
-            await _launch(services, job, fleet[action.replica_id])
+            await _launch(services, job, places, fleet[action.replica_id])
         case reconcile.Order():
             await _order(services, fleet[action.replica_id], action)
         case reconcile.Terminate():
@@ -303,8 +300,8 @@ async def _move_swap(services: Services, job: JobRecord, action: reconcile.MoveS
     services.pulse.beat(job.job_id)
 
 
-async def _launch(services: Services, job: JobRecord, replica: ReplicaRecord) -> None:
-    """Record the intent, launch, record the handle. A death in between is mended by `_adopt`."""
+async def _launch(services: Services, job: JobRecord, places: Places, replica: ReplicaRecord) -> None:
+    """Take a place and record the intent, launch, record the handle. A death in between is mended by `_adopt`."""
     config = ReplicaConfig.model_validate(replica.config)
     launcher = services.launchers[replica.launcher]
     price = await asyncio.to_thread(launcher.price, config, services.clock.now())
@@ -334,7 +331,7 @@ async def _launch(services: Services, job: JobRecord, replica: ReplicaRecord) ->
             token_hash=token_hash(token),
         )
 
-    if not await services.database.run(record):
+    if not await places.take(job, replica.replica_id, lambda: services.database.run(record)):
         return
     spec = LaunchSpec(
         replica_id=replica.replica_id,
@@ -375,6 +372,8 @@ async def _launch(services: Services, job: JobRecord, replica: ReplicaRecord) ->
             ),
         )
         return
+    finally:
+        places.is_launched(replica.replica_id)
     await services.database.run(replicas.change, replica.replica_id, handle=handle)
 
 
@@ -389,25 +388,6 @@ async def _order(services: Services, replica: ReplicaRecord, order: reconcile.Or
     if order.orders == "stop" and replica.handle is not None:
         # The signal reaches it at once; the order is what its next call is answered.
         await asyncio.to_thread(services.launchers[replica.launcher].stop, replica.handle)
-
-
-def record_order(
-    connection: Connection, replica: ReplicaRecord, *, orders: str, reason: str, now: float
-) -> None:
-    """Record that a replica is told to drain or stop; it hears so at its next call."""
-    values = {"orders": orders, "stopping_at": now, "reason": reason}
-    if replica.state is not ReplicaState.DRAINING:
-        values["state"] = advance(replica.state, ReplicaState.DRAINING).value
-    replicas.change(connection, replica.replica_id, **values)
-    events.append(
-        connection,
-        EventKind.REPLICA_ORDERED,
-        now=now,
-        job_id=replica.job_id,
-        replica_id=replica.replica_id,
-        orders=orders,
-        reason=reason,
-    )
 
 
 async def end(services: Services, replica: ReplicaRecord, action: reconcile.End) -> None:

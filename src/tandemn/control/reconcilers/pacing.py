@@ -16,6 +16,7 @@ from tandemn.batch.pacing import Growth, PaceDecision, decide
 from tandemn.control import cost, views
 from tandemn.control.pace import LOG_KINDS, Limits, Paced, Situation, by_market, paced, said, stays
 from tandemn.control.reconcilers import fleet as fleet_step
+from tandemn.control.reconcilers.orders import record_order
 from tandemn.control.store import chunks, events, jobs, replicas
 from tandemn.events import EventKind
 from tandemn.fleet import reconcile
@@ -26,6 +27,7 @@ from tandemn.protocol.replicas import Market, ReplicaState
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+    from tandemn.control.reconcilers.sharing import Places
     from tandemn.control.services import Services
     from tandemn.control.store.records import JobRecord
 
@@ -36,8 +38,9 @@ _SWAP_UNDER_WAY = frozenset({"launching", "draining"})
 class Pacer:
     """Paces jobs, each once in `pace_s`; what it measured is its only memory."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, places: Places) -> None:
         self._services = services
+        self._places = places
         self._meters: dict[str, RateMeter] = {}
         self._decided: dict[str, float] = {}
 
@@ -77,7 +80,7 @@ class Pacer:
             config = ReplicaConfig.model_validate(situation.base | {"market": Market.ON_DEMAND.value})
             price = await asyncio.to_thread(launcher.price, config, situation.now)
         return Limits(
-            room=await asyncio.to_thread(launcher.room),
+            room=await self._places.room_for(situation.job.job_id),
             cores=os.cpu_count() or 1,
             on_demand_usd_per_hour=None if price is None else float(price.usd_per_hour),
         )
@@ -182,7 +185,7 @@ def _drain(connection: Connection, replica_id: str, reason: str, now: float) -> 
     replica = replicas.get(connection, replica_id)
     if not stays(replica):
         return False
-    fleet_step.record_order(connection, replica, orders="drain", reason=f"pacing: {reason}", now=now)
+    record_order(connection, replica, orders="drain", reason=f"pacing: {reason}", now=now)
     return True
 
 

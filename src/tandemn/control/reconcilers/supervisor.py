@@ -11,13 +11,12 @@ import structlog
 
 from tandemn.control.reconcilers import ending, fleet, preparation
 from tandemn.control.reconcilers.pacing import Pacer
-from tandemn.control.store import jobs, replicas
+from tandemn.control.reconcilers.sharing import Places
+from tandemn.control.store import jobs
 from tandemn.errors import Conflict, Retryable, Superseded, TandemnError
 from tandemn.protocol.jobs import JobState
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
-
     from tandemn.control.services import Services
 
 _log = structlog.get_logger()
@@ -48,7 +47,8 @@ class Supervisor:
         self._failures: dict[str, int] = {}
         self._room = asyncio.Semaphore(PARALLEL)
         self._audited: dict[str, float] = {}
-        self._pacer = Pacer(services)
+        self._places = Places(services)
+        self._pacer = Pacer(services, self._places)
         self._is_halted = False
         self.failed_steps = 0
 
@@ -80,7 +80,7 @@ class Supervisor:
             await asyncio.gather(*self._steps.values(), return_exceptions=True)
 
     async def _round(self) -> None:
-        for job_id in await self._services.database.run(_busy_jobs):
+        for job_id in await self._places.look():
             if job_id in self._steps:
                 self._passed_over.add(job_id)
             elif not self._is_halted:
@@ -101,7 +101,7 @@ class Supervisor:
         """One step, with its failure counted: a job that cannot be moved ends instead of hanging."""
         async with self._room:
             try:
-                while await step(self._services, job_id):
+                while await step(self._services, job_id, self._places):
                     pass
                 await self._pace(job_id)
                 await self._audit(job_id)
@@ -144,7 +144,7 @@ class Supervisor:
             await self._services.desk.open(job_id)
 
 
-async def step(services: Services, job_id: str) -> bool:
+async def step(services: Services, job_id: str, places: Places) -> bool:
     """Move one job on; True: it moved, look again at once."""
     job = await services.database.run(jobs.get, job_id)
     match job.state:
@@ -153,20 +153,9 @@ async def step(services: Services, job_id: str) -> bool:
         case JobState.PLANNING:
             return await preparation.plan(services, job)
         case JobState.WAITING | JobState.LAUNCHING | JobState.RUNNING | JobState.CANCELLING:
-            return await fleet.step(services, job)
+            return await fleet.step(services, job, places)
         case JobState.ASSEMBLING:
-            await fleet.step(services, job)
+            await fleet.step(services, job, places)
             return await ending.step(services, job)
         case _:
-            return await fleet.step(services, job)
-
-
-def _busy_jobs(connection: Connection) -> list[str]:
-    """Jobs that have not ended, and ended ones that replicas still live of."""
-    busy = [job.job_id for job in jobs.active(connection)]
-    known = set(busy)
-    for replica in replicas.live(connection):
-        if replica.job_id not in known:
-            known.add(replica.job_id)
-            busy.append(replica.job_id)
-    return busy
+            return await fleet.step(services, job, places)

@@ -17,6 +17,8 @@ from tandemn.protocol.jobs import JobSpec, JobState
 ENDED = tuple(state.value for state in JobState if state.has_ended)
 #: States in which replicas may lease and complete chunks.
 COMPUTING = (JobState.WAITING, JobState.LAUNCHING, JobState.RUNNING, JobState.CANCELLING)
+#: States in which a job is to have the replicas that it wants.
+NEEDS_REPLICAS = frozenset({JobState.WAITING, JobState.LAUNCHING, JobState.RUNNING})
 
 
 def add(

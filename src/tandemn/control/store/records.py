@@ -58,6 +58,7 @@ class JobRecord:
     swap: dict[str, Any] | None
     koi: KoiAdvice | None
     pace: dict[str, Any] | None
+    waits: dict[str, Any] | None
     output_file_id: str | None
     error_file_id: str | None
     completed: int

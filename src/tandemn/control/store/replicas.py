@@ -92,6 +92,13 @@ def live(connection: Connection) -> list[ReplicaRecord]:
     return [replica_record(row) for row in connection.execute(query)]
 
 
+def last_ended(connection: Connection, job_id: str) -> ReplicaRecord | None:
+    """Return the replica of the job that ended last."""
+    query = select(replicas).where(replicas.c.job_id == job_id, replicas.c.state.in_(ENDED))
+    row = connection.execute(query.order_by(replicas.c.ended_at.desc()).limit(1)).first()
+    return replica_record(row) if row is not None else None
+
+
 def live_jobs(connection: Connection) -> list[str]:
     """Name the jobs, ended ones too, of which a replica has not ended."""
     return list(

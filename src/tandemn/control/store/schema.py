@@ -77,6 +77,7 @@ jobs = Table(
     Column("swap", JSON, nullable=True),
     Column("koi", JSON, nullable=True),  # what it recommended, and what came of it
     Column("pace", JSON, nullable=True),  # the last decision on it
+    Column("waits", JSON, nullable=True),  # what it waits for
     Column("output_file_id", String(64), nullable=True),
     Column("error_file_id", String(64), nullable=True),
     Column("completed", Integer, nullable=False, default=0),  # of assembled output

@@ -51,6 +51,10 @@ class Launcher(Protocol):
     """Calls may block for long; they are made in threads. Errors: NextOffer, Retryable, InvalidInput, Broken."""
 
     name: str
+    pool: str
+    """What its replicas take places of, in the plural; launchers of one pool share it."""
+    limit: int
+    """How many places the pool has."""
 
     def check(self) -> None:
         """Raise InvalidInput or MissingDependency where nothing can be launched here at all; quick."""

@@ -47,6 +47,7 @@ class LocalLauncher:
     """
 
     name = "local"
+    pool = "slots"
 
     def __init__(
         self,
@@ -57,7 +58,7 @@ class LocalLauncher:
         on_end: Callable[[], None] | None = None,
     ) -> None:
         self._home = home
-        self._slots = slots
+        self.limit = slots
         self._usd_per_hour = usd_per_hour
         self._on_end = on_end
         #: Our own children, to be reaped; adopted ones are init's.
@@ -68,7 +69,7 @@ class LocalLauncher:
 
     def room(self) -> int:
         self._reap()
-        return max(0, self._slots - sum(1 for _ in self._runners()))
+        return max(0, self.limit - sum(1 for _ in self._runners()))
 
     def price(self, config: ReplicaConfig, now: float) -> Price:
         """This machine is there anyway: a replica of any configuration is free, where nothing else is set."""

@@ -77,6 +77,8 @@ class SkyPilotLauncher:
         image: str | None = None,
     ) -> None:
         self.name = cloud or "any"
+        self.pool = "clusters"
+        self.limit = MAX_CLUSTERS
         self._sky = sky
         self._watch = watch
         self._cloud = cloud
