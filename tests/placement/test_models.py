@@ -4,13 +4,8 @@ import struct
 import pytest
 
 from tandemn.errors import InvalidInput, NotFound
-from tandemn.placement.models import (
-    canonical_name,
-    known_models,
-    shape_from_config,
-    shape_of,
-    with_precision,
-)
+from tandemn.placement.model_config import shape_from_config
+from tandemn.placement.models import canonical_name, known_models, shape_of, with_precision
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -97,7 +92,8 @@ def test_mixture_of_experts():
 
 def test_latent_attention_caches_its_rank_only():
     mla = LLAMA | {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "q_lora_rank": 1536}
-    assert shape_from_config(mla, name="x").kv_bytes_per_token_layer() == 576 * 2
+    shape = shape_from_config(mla, name="x")
+    assert shape.kv_bytes(100) == 100 * shape.layers * 576 * 2
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tandemn.koi.contract import Resources
     from tandemn.koi.recommendation import Choice, Recommendation, Unused
     from tandemn.placement.catalog.offers import Offer
-    from tandemn.placement.models import ModelShape
+    from tandemn.placement.model_shape import ModelShape
     from tandemn.placement.plan import Plan
     from tandemn.placement.quota import Quota
     from tandemn.placement.workload import Workload

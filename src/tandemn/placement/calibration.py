@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tandemn.errors import InvalidInput, NotFound
+from tandemn.errors import InvalidInput, TandemnError
 from tandemn.placement.catalog.gpus import gpu_named, gpus
 from tandemn.placement.models import canonical_name, shape_of, with_precision
 from tandemn.placement.roofline import ASYNC_SINCE, PARAMETERS, Case, features, log_requests_per_s
@@ -99,7 +99,7 @@ def read_points(path: Path) -> tuple[list[Point], list[str]]:
         for number, row in enumerate(reader, start=2):
             try:
                 points.append(_point(row))
-            except (ValueError, NotFound) as exc:
+            except (ValueError, OverflowError, TandemnError) as exc:
                 skipped.append(f"line {number}: {exc}")
     if not points:
         raise InvalidInput(f"{path} has no usable point", code="bad_points")

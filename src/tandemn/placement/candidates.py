@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
     from tandemn.placement.catalog.offers import Offer
-    from tandemn.placement.models import ModelShape
+    from tandemn.placement.model_shape import ModelShape
     from tandemn.placement.throughput import Prediction, Predictor
     from tandemn.placement.workload import Workload
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from tandemn.placement.catalog.offers import Offer
-    from tandemn.placement.models import ModelShape
+    from tandemn.placement.model_shape import ModelShape
     from tandemn.placement.throughput import Predictor
 
 #: The load that options are compared under: a chat with a middling context, as many at once as the policy's default.

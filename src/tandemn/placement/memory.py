@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tandemn.placement.catalog.gpus import Gpu
-    from tandemn.placement.models import ModelShape
+    from tandemn.placement.model_shape import ModelShape
 
 GIB = 2**30
 #: vLLM's default share of the GPU's memory.
@@ -64,8 +64,7 @@ def weight_bytes_per_gpu(shape: ModelShape, tp: int, pp: int, expert_shards: int
     if shape.stored_bytes is not None:
         embedding = min(embedding, total / 2)
     body = total - embedding
-    experts = shape.expert_params() * shape.weight_bits / 8
-    experts = min(experts, body) if shape.experts else 0.0
+    experts = min(shape.expert_bytes(), body) if shape.experts else 0.0
     stage = -(-shape.layers // pp) / shape.layers
     dense = (body - experts) * stage / tp
     share = experts * stage / (expert_shards or tp)
@@ -90,9 +89,12 @@ def check_fit(
     activation = _activation_bytes(shape, gpu, tp)
     overhead = RUNTIME_BYTES + (0.0 if eager else GRAPH_BYTES)
     cache = utilisation * gpu.memory_gib * GIB - weights - activation - overhead
-    per_token = _cache_bytes_per_token(shape, tp, pp, context, kv_bits)
+    per_token = cache_bytes_per_gpu(shape, context, tp=tp, pp=pp, kv_bits=kv_bits) / max(context, 1)
     tokens = int(cache / per_token) if per_token and cache > 0 else (10**9 if cache > 0 else 0)
-    reason = _refusal(shape, gpu, tp=tp, context=context, cache=cache, tokens=tokens, weights=weights)
+    request = cache_bytes_per_gpu(
+        shape, context + BLOCK_TOKENS, tp=tp, pp=pp, kv_bits=kv_bits, ahead=_profile_tokens(gpu)
+    )
+    reason = _refusal(shape, gpu, tp=tp, context=context, cache=cache, request=request, weights=weights)
     return Fit(
         fits=reason is None,
         reason=reason or f"{weights / GIB:.1f} GiB of weights and {tokens:,} tokens of cache",
@@ -103,9 +105,13 @@ def check_fit(
     )
 
 
-def _activation_bytes(shape: ModelShape, gpu: Gpu, tp: int) -> float:
+def _profile_tokens(gpu: Gpu) -> int:
     is_large = gpu.memory_gib >= LARGE_GPU_GIB and gpu.arch != "Ampere"
-    tokens = LARGE_PROFILE_TOKENS if is_large else PROFILE_TOKENS
+    return LARGE_PROFILE_TOKENS if is_large else PROFILE_TOKENS
+
+
+def _activation_bytes(shape: ModelShape, gpu: Gpu, tp: int) -> float:
+    tokens = _profile_tokens(gpu)
     # Residual, normalised input and one layer's widest product are alive together; logits are float32.
     width = max(shape.ffn, shape.expert_ffn * shape.experts_per_token) * (2 if shape.gated else 1)
     layer = tokens * (4 * shape.hidden + (width + 2 * shape.heads * shape.head_dim) / tp) * shape.bits / 8
@@ -113,18 +119,34 @@ def _activation_bytes(shape: ModelShape, gpu: Gpu, tp: int) -> float:
     return layer + logits
 
 
-def _cache_bytes_per_token(shape: ModelShape, tp: int, pp: int, context: int, kv_bits: float | None) -> float:
-    """Bytes that one token takes on one GPU; KV heads fewer than TP ranks are replicated."""
+def cache_bytes_per_gpu(
+    shape: ModelShape,
+    tokens: float,
+    *,
+    tp: int = 1,
+    pp: int = 1,
+    kv_bits: float | None = None,
+    ahead: float = 0.0,
+) -> float:
+    """Bytes that a sequence of `tokens` takes on one GPU; KV heads fewer than TP ranks are replicated.
+
+    Args:
+        shape: the model.
+        tokens: of the sequence.
+        tp: ranks that share a layer.
+        pp: stages.
+        kv_bits: of a cached element; None: as the activations.
+        ahead: tokens that a window keeps beyond itself while a prompt is read; vLLM asks for so much at its start.
+    """
     if shape.is_embedding:
         return 0.0
     copies = tp if shape.mla_rank else max(1.0, tp / shape.kv_heads)
-    whole = shape.kv_bytes(context, kv_bits) / max(context, 1)
     stage = -(-shape.layers // pp) / shape.layers
-    return whole * copies / tp * stage
+    return shape.kv_bytes(tokens, kv_bits, ahead=ahead) * copies / tp * stage
 
 
 def _refusal(
-    shape: ModelShape, gpu: Gpu, *, tp: int, context: int, cache: float, tokens: int, weights: float
+    shape: ModelShape, gpu: Gpu, *, tp: int, context: int, cache: float, request: float, weights: float
 ) -> str | None:
     if not gpu.is_supported:
         return f"vLLM does not run on {gpu.name} (compute capability {gpu.sm / 10})"
@@ -135,8 +157,8 @@ def _refusal(
         return f"the model's context is {shape.max_context:,} tokens, {context:,} are asked for"
     if cache <= 0:
         return f"{weights / GIB:.1f} GiB of weights a GPU do not fit in {gpu.name}'s {gpu.memory_gib:.1f} GiB"
-    if not shape.is_embedding and tokens < context + BLOCK_TOKENS:
-        return f"room for {tokens:,} tokens of cache, one request takes {context:,}"
+    if request > cache:
+        return f"{cache / GIB:.2f} GiB are left for the cache, one request of {context:,} tokens takes {request / GIB:.2f}"
     return _unsupported_quantisation(shape, gpu)
 
 

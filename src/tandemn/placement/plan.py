@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from tandemn.placement.candidates import SpotRisk
     from tandemn.placement.catalog.offers import Offer
-    from tandemn.placement.models import ModelShape
+    from tandemn.placement.model_shape import ModelShape
     from tandemn.placement.solver import QuotaKey
     from tandemn.placement.throughput import Predictor
     from tandemn.placement.workload import Workload

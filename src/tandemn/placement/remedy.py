@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from tandemn.placement.candidates import Candidate
-    from tandemn.placement.models import ModelShape
+    from tandemn.placement.model_shape import ModelShape
     from tandemn.placement.solver import QuotaKey
     from tandemn.placement.workload import Workload
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tandemn.placement.memory import check_fit
+from tandemn.placement.model_shape import FOUR_BIT_FLOATS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tandemn.placement.catalog.gpus import Gpu
-    from tandemn.placement.models import ModelShape
+    from tandemn.placement.model_shape import ModelShape
 
     Array = NDArray[np.float64]
     Mask = NDArray[np.bool_]
@@ -29,7 +30,12 @@ if TYPE_CHECKING:
 #: Tokens of one prefill pass (`max_num_batched_tokens`).
 PREFILL_TOKENS = 8192
 #: Quantisations whose products are still 16-bit: the weights are widened on the way in.
-WEIGHT_ONLY = {None, "awq", "gptq", "bitsandbytes", "gguf"}
+WEIGHT_ONLY = {"awq", "gptq", "bitsandbytes", "gguf"}
+#: Share of the tensor cores' peak that warp-level instructions, those of Ampere, reach on newer architectures: 62% was
+#: measured on Hopper ("Dissecting the NVIDIA Hopper Architecture", 2024); Blackwell doubled only the new ones' rate.
+MMA_SHARE = {"Hopper": 0.62, "Blackwell": 0.31}
+#: Compute capability (times ten) from which four-bit floating-point numbers are multiplied as they are.
+FOUR_BIT_SM = 100
 #: vLLM schedules the next pass while this one runs since 0.14, so that less of the host's time shows.
 ASYNC_SINCE = (0, 14)
 
@@ -55,7 +61,12 @@ PARAMETERS: tuple[Parameter, ...] = (
         name="compute_moe", mean=0.5, log_sd=0.4, why="grouped 16-bit GEMM of experts, relative to dense"
     ),
     Parameter(name="compute_moe_fp8", mean=0.35, log_sd=0.4, why="block-fp8 Triton experts, untuned shapes"),
-    Parameter(name="compute_moe_mxfp4", mean=0.5, log_sd=0.3, why="mxfp4 experts, multiplied as 16 bits"),
+    Parameter(
+        name="compute_moe_mxfp4",
+        mean=0.5,
+        log_sd=0.3,
+        why="four-bit experts, of the peak that they are multiplied at",
+    ),
     Parameter(name="memory", mean=0.75, log_sd=0.1, why="share of peak bandwidth while weights stream"),
     Parameter(name="memory_moe", mean=0.7, log_sd=0.3, why="16-bit expert weights"),
     Parameter(name="memory_moe_fp8", mean=0.5, log_sd=0.3, why="block-fp8 expert weights (64-row tiles)"),
@@ -124,9 +135,10 @@ _FIELDS = (
     "attention_flops",
     "peak",
     "peak16",
+    "peak_expert",
     "is_moe",
     "is_fp8",
-    "is_mxfp4",
+    "is_fp4",
     "is_nvlink",
     "link",
     "reduce_bytes",
@@ -153,7 +165,8 @@ def _features(case: Case) -> dict[str, float]:
     copies = tp if shape.mla_rank else max(1.0, tp / shape.kv_heads)
     routed = shape.expert_params() * shape.experts_per_token / shape.experts if shape.experts else 0.0
     head_bytes = 0.0 if shape.is_embedding else shape.vocab * shape.hidden * shape.bits / 8
-    is_fp8 = shape.dense_bits() <= 8 and shape.quantisation not in WEIGHT_ONLY
+    is_fp8 = shape.dense_bits() <= 8 and _product_bits(shape, gpu) <= 8
+    is_fp4 = shape.quantisation in FOUR_BIT_FLOATS and shape.weight_bits < 8
     passes = max(case.output_tokens, micro * case.input_tokens / PREFILL_TOKENS)
     per_pass = micro * case.dp if case.output_tokens else PREFILL_TOKENS
     return {
@@ -174,12 +187,13 @@ def _features(case: Case) -> dict[str, float]:
         "bandwidth": gpu.bandwidth_gb_s * 1e9,
         "dense_flops": 2 * (shape.active_params() - routed) / tp,
         "expert_flops": 2 * routed * case.dp / shards,
-        "attention_flops": 2 * shape.heads * shape.head_dim * shape.layers * case.input_tokens / tp,
-        "peak": gpu.tflops(8 if is_fp8 else 16) * 1e12,
+        "attention_flops": 2 * shape.heads * shape.head_dim * shape.attention_layers * case.input_tokens / tp,
+        "peak": gpu.tflops(_product_bits(shape, gpu) if is_fp8 else 16) * 1e12,
         "peak16": gpu.bf16_tflops * 1e12,
+        "peak_expert": _expert_tflops(shape, gpu) * 1e12,
         "is_moe": shape.experts > 0,
         "is_fp8": is_fp8,
-        "is_mxfp4": shape.quantisation == "mxfp4",
+        "is_fp4": is_fp4,
         "is_nvlink": gpu.nvlink_gb_s > 0,
         "link": gpu.nvlink_gb_s * 1e9 / 2,
         "reduce_bytes": 2 * shape.layers * shape.hidden * 2 * 2 * (tp - 1) / tp,
@@ -189,6 +203,30 @@ def _features(case: Case) -> dict[str, float]:
         "eager": case.eager,
         "is_async": case.is_async,
     }
+
+
+def _product_bits(shape: ModelShape, gpu: Gpu) -> int:
+    """Bits of the wider operand of a quantised layer's products."""
+    if shape.quantisation is None or _is_weight_only(shape):
+        return 16
+    if shape.weight_bits >= 8:
+        return 8
+    if shape.quantisation not in FOUR_BIT_FLOATS or gpu.sm < FOUR_BIT_SM:
+        return 16
+    # mxfp4 weights meet mxfp8 activations there.
+    return 8 if shape.quantisation == "mxfp4" else 4
+
+
+def _expert_tflops(shape: ModelShape, gpu: Gpu) -> float:
+    peak = gpu.tflops(_product_bits(shape, gpu))
+    # Experts whose weights are widened on the way in have kernels of the Ampere kind (Marlin) everywhere.
+    return peak * MMA_SHARE.get(gpu.arch, 1.0) if _is_weight_only(shape) else peak
+
+
+def _is_weight_only(shape: ModelShape) -> bool:
+    """Whether a quantised model's weights are widened to 16 bits before they are multiplied."""
+    is_int4 = shape.quantisation == "compressed-tensors" and shape.weight_bits < 8
+    return shape.quantisation in WEIGHT_ONLY or is_int4
 
 
 def effective_batch(case: Case) -> float:
@@ -217,10 +255,13 @@ def log_requests_per_s(theta: Array, x: dict[str, Array], compute: Array, memory
         memory: the same of its bandwidth.
     """
     p = {name: np.exp(theta[index]) for name, index in INDEX.items()}
-    fp8, mxfp4 = x["is_fp8"] > 0, x["is_mxfp4"] > 0
+    # Since vLLM schedules asynchronously, block-fp8 experts have kernels of their own on the newer GPUs, too (DeepGEMM,
+    # TRT-LLM): the padded tiles of the Triton ones went with them.
+    fp8, fp4 = x["is_fp8"] > 0, x["is_fp4"] > 0
+    padded = fp8 & (x["is_async"] == 0)
     seconds = (
-        _memory_s(p, x, np.exp(memory), fp8, mxfp4)
-        + _compute_s(p, x, np.exp(compute), fp8, mxfp4)
+        _memory_s(p, x, np.exp(memory), padded, fp4)
+        + _compute_s(p, x, np.exp(compute), fp8=fp8, padded=padded, fp4=fp4)
         + _reduce_s(p, x)
         + _host_s(p, x)
     )
@@ -228,23 +269,22 @@ def log_requests_per_s(theta: Array, x: dict[str, Array], compute: Array, memory
     return result
 
 
-def _memory_s(p: dict[str, float], x: dict[str, Array], scale: Array, fp8: Mask, mxfp4: Mask) -> Array:
+def _memory_s(p: dict[str, float], x: dict[str, Array], scale: Array, padded: Mask, fp4: Mask) -> Array:
     bandwidth = x["bandwidth"] * scale
-    touched = 1 - np.exp(x["touched"] * np.where(fp8, p["touch_fp8"], p["touch"]))
-    expert = np.where(mxfp4, p["memory_moe_mxfp4"], np.where(fp8, p["memory_moe_fp8"], p["memory_moe"]))
+    touched = 1 - np.exp(x["touched"] * np.where(padded, p["touch_fp8"], p["touch"]))
+    expert = np.where(fp4, p["memory_moe_mxfp4"], np.where(padded, p["memory_moe_fp8"], p["memory_moe"]))
     weights = x["dense_bytes"] / p["memory"] + x["expert_bytes"] * touched / expert
     total: Array = (x["passes"] * weights + x["decoded"] * x["cache_bytes"] / p["memory_cache"]) / bandwidth
     return total
 
 
-def _compute_s(p: dict[str, float], x: dict[str, Array], scale: Array, fp8: Mask, mxfp4: Mask) -> Array:
+def _compute_s(
+    p: dict[str, float], x: dict[str, Array], scale: Array, *, fp8: Mask, padded: Mask, fp4: Mask
+) -> Array:
     base = p["compute"] * scale
     dense = x["peak"] * base * np.where(fp8, p["compute_fp8"], 1.0)
-    expert = np.where(
-        mxfp4,
-        x["peak16"] * base * p["compute_moe_mxfp4"],
-        dense * np.where(fp8, p["compute_moe_fp8"], p["compute_moe"]),
-    )
+    kernel = np.where(fp4, p["compute_moe_mxfp4"], np.where(padded, p["compute_moe_fp8"], p["compute_moe"]))
+    expert = x["peak_expert"] * base * kernel * np.where(fp8 & ~fp4, p["compute_fp8"], 1.0)
     attention = x["peak16"] * scale * p["compute_attention"]
     total: Array = (
         x["tokens"] * (x["dense_flops"] / dense + x["expert_flops"] / expert)

@@ -26,6 +26,7 @@ class Gpu:
     bf16_tflops: float
     """Of 16-bit matrix products; on Turing and Volta those are float16."""
     fp8_tflops: float | None = None
+    fp4_tflops: float | None = None
     memory_gb: int
     """As it is sold."""
     memory_gib: float
@@ -46,6 +47,8 @@ class Gpu:
 
     def tflops(self, bits: float) -> float:
         """Dense TFLOPS of matrix products of `bits`-wide operands."""
+        if bits <= 4 and self.fp4_tflops:
+            return self.fp4_tflops
         return self.fp8_tflops if bits <= 8 and self.fp8_tflops else self.bf16_tflops
 
 
