@@ -1,11 +1,11 @@
-"""What vLLM itself makes of a model's config: bytes of weights and of cache on one GPU, as JSON; nothing is downloaded or computed.
+"""What vLLM itself makes of models' configs: bytes of weights and of cache on one GPU; nothing is downloaded or computed.
 
-    python sizes.py --max-model-len 8192 [--tp 2] FOLDER...
+    python sizes.py CASES.json > ANSWERS.json
 
-Each folder has a config.json. The model is built on the meta device by vLLM's own classes, for rank 0 of `tp` ranks that do not exist;
-its layers say what cache they need, and vLLM's own arithmetic says how much a request of the greatest length takes and how
-many such requests fit. Runs in the environment that setup.sh makes. A CPU has no kernels for most quantised layers: the check for
-one is passed over, since no layer is ever called.
+CASES is a list of `{"name", "max_model_len", "config", "vllm": {"TP": ...}}`, and the answer is the same list with each `vllm` filled in.
+A model is built on the meta device by vLLM's own classes, for rank 0 of ranks that do not exist; its layers say what cache they
+need, and vLLM's own arithmetic says how much a request of the greatest length takes. Runs in the environment that setup.sh makes.
+A CPU has no kernels for most quantised layers: the check for one is passed over, since no layer is ever called.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -37,7 +38,8 @@ from vllm.v1.kv_cache_layout import KVCacheLayout
 
 #: Memory for the cache under which vLLM is asked how many requests fit.
 CACHE_BYTES = 64 * 2**30
-BLOCK_TOKENS = 16
+#: Ranks in the pretended world; every TP of a case divides it.
+RANKS = 8
 
 
 def pretend_to_have_kernels() -> None:
@@ -65,14 +67,13 @@ def sizes(folder: Path, *, max_model_len: int, tp: int) -> dict[str, object]:
         max_model_len=max_model_len,
         enforce_eager=True,
         dtype="bfloat16",
-        block_size=BLOCK_TOKENS,
     ).create_engine_config()
     config.parallel_config.tensor_parallel_size = tp
     config.parallel_config.world_size = tp
     with set_current_vllm_config(config):
         if not dist.is_initialized():
-            pretend_to_be_one_of(tp)
-            init_distributed_environment(world_size=tp, rank=0, local_rank=0, backend="fake")
+            pretend_to_be_one_of(RANKS)
+            init_distributed_environment(world_size=RANKS, rank=0, local_rank=0, backend="fake")
         # Anew for each model: mixtures of experts have a group more.
         destroy_model_parallel()
         ensure_model_parallel_initialized(tp, 1)
@@ -104,21 +105,22 @@ def sizes(folder: Path, *, max_model_len: int, tp: int) -> dict[str, object]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--max-model-len", type=int, default=8192)
-    parser.add_argument("--tp", type=int, default=1)
-    parser.add_argument("folders", type=Path, nargs="+")
+    parser.add_argument("cases", type=Path)
     arguments = parser.parse_args()
     pretend_to_have_kernels()
-    for folder in arguments.folders:
-        answer: dict[str, object] = {"folder": folder.name}
-        try:
-            # vLLM prints while it configures; the answer alone goes to stdout.
-            with contextlib.redirect_stdout(sys.stderr):
-                answer |= sizes(folder, max_model_len=arguments.max_model_len, tp=arguments.tp)
-        except Exception as exc:  # noqa: BLE001 - one model's refusal must not hide the others
-            answer["error"] = f"{type(exc).__name__}: {exc}"[:400]
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
+    cases = json.loads(arguments.cases.read_text())
+    with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(sys.stderr):
+        # vLLM prints while it configures; the answer alone goes to stdout.
+        for case in cases:
+            folder = Path(scratch) / case["name"]
+            folder.mkdir()
+            (folder / "config.json").write_text(json.dumps(case["config"]))
+            for tp in case["vllm"]:
+                try:
+                    case["vllm"][tp] = sizes(folder, max_model_len=case["max_model_len"], tp=int(tp))
+                except Exception as exc:  # noqa: BLE001 - one model's refusal must not hide the others
+                    case["vllm"][tp] = {"error": f"{type(exc).__name__}: {exc}"[:400]}
+    sys.stdout.write(json.dumps(cases, indent=1) + "\n")
     return 0
 
 
