@@ -3,8 +3,8 @@
     python benchmarks/placement.py --points FILE.csv            fit without each model, GPU and layout in turn
     python benchmarks/placement.py --points FILE.csv --no-fit   only predict, with the constants that are shipped
 
-The file needs the columns model, gpu, tp, pp, precision, isl, osl, concurrency (or n_requests), output_tok_s; engine and
-notes are read where they are there.
+The file needs the columns model, gpu, isl, osl and output_tok_s (or req_s); tp, pp, precision, concurrency (or n_requests),
+engine and notes are read where they are there. A row that cannot be used stands under `left_out` with its reason.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmarks import placement as benchmark
 from tests.placement.points import write_points
 
 from tandemn.errors import InvalidInput
@@ -61,22 +62,74 @@ def _faster(point, factor):
     return replace(point, output_tokens_s=point.output_tokens_s * factor)
 
 
+UNUSABLE = {
+    "Qwen3-32B,H100,2,1,bf16,,,8,,100": "isl is not stated",
+    "NoSuchModel-9B,H100,2,1,bf16,10,10,8,,100": "NoSuchModel-9B",
+    "Qwen3-32B,Z80,2,1,bf16,10,10,8,,5": "Z80",
+    "Qwen3-32B,H100,2,1,bf16,10,10,8,,0": "output_tok_s is '0'",
+    "Qwen3-32B,H100,2,1,bf16,10,10,8,,": "output_tok_s is not stated",
+    "Qwen3-32B,H100,2,1,bf16,10,10,8,,nan": "output_tok_s is 'nan'",
+    "Qwen3-32B,H100,2,1,bf16,10,inf,8,,5": "osl is 'inf'",
+    "Qwen3-32B,H100,2,1,bf16,-5,10,8,,5": "isl is '-5'",
+    "Qwen3-32B,H100,0,1,bf16,10,10,8,,5": "tp is '0'",
+    "Qwen3-32B,H100,two,1,bf16,10,10,8,,5": "tp is 'two'",
+    "Qwen3-32B,H100,2,1,fp7,10,10,8,,5": "fp7",
+    "Qwen3-32B,H100,2,1,bf16,10,10,many,,5": "concurrency is 'many'",
+    ",H100,2,1,bf16,10,10,8,,5": "model is not stated",
+    "Qwen3-32B": "gpu is not stated",
+}
+
+
 def test_rows_that_cannot_be_used_are_named(tmp_path):
     path = write_points(tmp_path / "p.csv")
     with path.open("a") as file:
-        file.write("Qwen3-32B,H100,2,1,bf16,,,8,,100,,\n")
-        file.write("NoSuchModel-9B,H100,2,1,bf16,10,10,8,,100,,\n")
-        file.write("Qwen3-32B,H100,2,1,bf16,10,10,8,,0,,\n")
-        file.write("Qwen3-32B,Z80,2,1,bf16,10,10,8,,5,,\n")
+        file.writelines(f"{line}\n" for line in UNUSABLE)
+        file.write("Qwen3-32B,H100,2,1,bf16,10,10,8,,5,,,more,than,the,header\n")
     points, skipped = read_points(path)
-    assert len(points) == 48
-    assert len(skipped) == 4
+    assert len(points) == 49
+    assert len(skipped) == len(UNUSABLE)
+    for number, (told, reason) in enumerate(zip(skipped, UNUSABLE.values(), strict=True), start=50):
+        assert told.startswith(f"line {number}: ")
+        assert reason in told
 
 
-def test_a_file_without_the_columns_is_an_input_error(tmp_path):
-    (tmp_path / "x.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(InvalidInput):
-        read_points(tmp_path / "x.csv")
+def written(path, text, encoding="utf-8"):
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def test_a_file_with_the_needed_columns_alone(tmp_path):
+    """A byte order mark, names in capitals, spaces, CRLF, and nothing that is optional."""
+    text = "Model, GPU ,ISL,OSL,output_tok_s\r\nLlama-3.1-8B,NVIDIA A100-SXM4-80GB, 512 ,128,2500\r\n"
+    points, skipped = read_points(written(tmp_path / "p.csv", text, "utf-8-sig"))
+    assert skipped == []
+    case = points[0].case
+    assert (case.gpu.name, case.tp, case.pp, case.dp, case.concurrency) == ("A100-80GB", 1, 1, 1, 256)
+    assert not points[0].is_saturated
+
+
+def test_a_rate_in_requests_is_one_in_tokens(tmp_path):
+    text = "model,gpu,tp,pp,isl,osl,req_s\nLlama-3.1-8B,L4,,,512,100,2.5\n"
+    [point] = read_points(written(tmp_path / "p.csv", text))[0]
+    assert point.output_tokens_s == 250
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"a,b\n1,2\n", "no column gpu, isl, model, osl, output_tok_s"),
+        (b"", "no column"),
+        (b"model,gpu,isl,osl,output_tok_s\n", "no usable point"),
+        (b"model,gpu,isl,osl,output_tok_s\nQwen3-32B,Z80,1,1,1\n", "Z80"),
+        (b"model,gpu,isl,osl,output_tok_s\n\xff\xfe,L4,1,1,1\n", "no CSV text"),
+        (b"model,gpu,isl,osl,output_tok_s\n" + b"x" * 200_000 + b"\n", "no CSV text"),
+    ],
+)
+def test_a_file_without_usable_points_is_an_input_error(tmp_path, content, told):
+    path = tmp_path / "x.csv"
+    path.write_bytes(content)
+    with pytest.raises(InvalidInput, match=told):
+        read_points(path)
 
 
 def test_shipped_constants_have_a_provenance():
@@ -126,3 +179,28 @@ def test_benchmark_prints_json(tmp_path):
         report = json.loads(done.stdout)
         assert report["points"] == 48
         assert {"mape", "spearman", "mean_cost_regret", "by_gpu"} <= set(report[key])
+
+
+@pytest.mark.parametrize("extra", [[], ["--no-fit"]])
+def test_benchmark_of_one_row(tmp_path, extra, capsys, monkeypatch):
+    path = written(tmp_path / "p.csv", "model,gpu,isl,osl,output_tok_s\nphi-4,B200,512,128,9000\n")
+    monkeypatch.setattr(sys, "argv", ["placement", "--points", str(path), *extra])
+    assert benchmark.main() == 0
+    report = json.loads(capsys.readouterr().out)
+    figures = report["shipped" if extra else "without_model"]
+    assert figures["points"] == 1
+    assert figures["spearman"] is figures["mean_cost_regret"] is None
+    assert 0 < figures["mape"] < 1
+
+
+def test_benchmark_of_nothing_usable(tmp_path, capsys, monkeypatch):
+    for content in ("model,gpu\n", None):
+        path = tmp_path / "p.csv"
+        path.unlink(missing_ok=True)
+        if content:
+            path.write_text(content)
+        monkeypatch.setattr(sys, "argv", ["placement", "--points", str(path), "--no-fit"])
+        assert benchmark.main() == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert "p.csv" in err

@@ -25,7 +25,9 @@ import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from vllm.config import set_current_vllm_config
-from vllm.distributed import ensure_model_parallel_initialized, init_distributed_environment
+from vllm.distributed import ensure_model_parallel_initialized, init_distributed_environment, parallel_state
+from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
+from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
 from vllm.distributed.parallel_state import destroy_model_parallel
 from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.kernels import linear
@@ -57,6 +59,10 @@ def pretend_to_be_one_of(ranks: int) -> None:
     dist.init_process_group(backend="fake", store=FakeStore(), rank=0, world_size=ranks)
     real = dist.new_group
     dist.new_group = lambda *args, **kwargs: real(*args, **{**kwargs, "backend": "fake"})
+    # What these ask the others is answered by whatever lies in memory, up to lengths that are then allocated.
+    parallel_state.in_the_same_node_as = lambda *_, **__: [True] * ranks
+    MessageQueue.create_from_process_group = lambda *_, **__: None
+    CpuCommunicator._all_group_ranks_share_shm_group_name = lambda _: False  # noqa: SLF001 - nothing public says so
 
 
 def sizes(folder: Path, *, max_model_len: int, tp: int) -> dict[str, object]:

@@ -38,6 +38,8 @@ ARCH_SD, GPU_SD, MODEL_SD = 0.12, 0.07, 0.1
 #: A model's own offset is believed up to this factor (log): more than 1.5 is the source's doing, not the model's.
 MODEL_LIMIT = float(np.log(1.5))
 _ITERATIONS = 40
+#: Sequences that vLLM runs together unless it is told otherwise (`max_num_seqs`).
+MOST_SEQUENCES = 256.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,37 +88,53 @@ class Calibration:
 def read_points(path: Path) -> tuple[list[Point], list[str]]:
     """Read points from a CSV file; return them and, for each row left out, why.
 
+    Only model, gpu, isl, osl and output_tok_s (or req_s) are needed; an absent or empty tp or pp is 1.
+
     Raises:
-        InvalidInput: a needed column is absent, or the file has no usable row.
+        InvalidInput: it is no CSV text, a needed column is absent, or the file has no usable row.
     """
     points: list[Point] = []
     skipped: list[str] = []
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = {"model", "gpu", "tp", "pp", "isl", "osl", "output_tok_s"} - set(reader.fieldnames or ())
-        if missing:
-            raise InvalidInput(f"{path} has no column {', '.join(sorted(missing))}", code="bad_points")
-        for number, row in enumerate(reader, start=2):
-            try:
-                points.append(_point(row))
-            except (ValueError, OverflowError, TandemnError) as exc:
-                skipped.append(f"line {number}: {exc}")
+    try:
+        # A spreadsheet puts a byte order mark before the first name.
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            names = [(name or "").strip().lower() for name in reader.fieldnames or ()]
+            _check_columns(path, names)
+            reader.fieldnames = names
+            for row in reader:
+                try:
+                    points.append(_point(row))
+                except (ValueError, TandemnError) as exc:
+                    skipped.append(f"line {reader.line_num}: {exc}")
+    except (csv.Error, UnicodeDecodeError) as exc:
+        raise InvalidInput(f"{path} is no CSV text: {exc}", code="bad_points") from exc
     if not points:
-        raise InvalidInput(f"{path} has no usable point", code="bad_points")
+        told = f"; {skipped[0]}" if skipped else ""
+        raise InvalidInput(f"{path} has no usable point{told}", code="bad_points")
     return points, skipped
 
 
+def _check_columns(path: Path, names: Sequence[str]) -> None:
+    missing = {"model", "gpu", "isl", "osl"} - set(names)
+    if not {"output_tok_s", "req_s"} & set(names):
+        missing.add("output_tok_s")
+    if missing:
+        raise InvalidInput(f"{path} has no column {', '.join(sorted(missing))}", code="bad_points")
+
+
 def _point(row: Mapping[str, str | None]) -> Point:
-    cell = {key: (value or "").strip() for key, value in row.items()}
+    # A row that is longer than the header has a list under None.
+    cell = {key: value.strip() for key, value in row.items() if isinstance(value, str)}
+    for name in ("model", "gpu"):
+        if not cell.get(name):
+            raise ValueError(f"{name} is not stated")
     model = canonical_name(cell["model"])
     precision = cell.get("precision", "")
     shape = with_precision(shape_of(cell["model"]), precision)
-    if not cell["isl"] or not cell["osl"]:
-        raise ValueError("its lengths are not stated")
-    tp, pp = int(float(cell["tp"])), int(float(cell["pp"]))
+    input_tokens, output_tokens = _number(cell, "isl"), _number(cell, "osl")
     engine, notes = cell.get("engine", ""), cell.get("notes", "")
-    # Offline runs without a stated concurrency offer everything at once; vLLM then runs 256 sequences.
-    offered = cell.get("concurrency") or cell.get("n_requests") or "256"
+    tp, pp = int(_number(cell, "tp", 1)), int(_number(cell, "pp", 1))
     stated = re.search(r"(\d+)\.(\d+)", engine)
     case = Case(
         shape=shape,
@@ -124,26 +142,55 @@ def _point(row: Mapping[str, str | None]) -> Point:
         tp=tp,
         pp=pp,
         dp=_attention_replicas(notes, tp) if shape.experts else 1,
-        input_tokens=float(cell["isl"]),
-        output_tokens=float(cell["osl"]),
-        concurrency=min(float(offered), 256.0) if not cell.get("concurrency") else float(offered),
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        concurrency=_concurrency(cell),
         eager="enforce-eager" in engine,
         utilisation=_utilisation(engine),
         is_async=stated is not None and (int(stated[1]), int(stated[2])) >= ASYNC_SINCE,
     )
-    rate = float(cell["output_tok_s"])
-    if not rate > 0:
-        raise ValueError("its throughput is not positive")
     nominal = re.search(r"nominal in/out (\d+)/(\d+)", notes)
-    workload = (nominal[1], nominal[2]) if nominal else (cell["isl"], cell["osl"])
     return Point(
         case=case,
         model=model,
         precision=precision,
-        output_tokens_s=rate,
-        workload=workload,
+        output_tokens_s=_output_rate(cell, output_tokens),
+        workload=(nominal[1], nominal[2]) if nominal else (cell["isl"], cell["osl"]),
         is_saturated=bool(cell.get("n_requests")),
     )
+
+
+#: Largest length, load or rate that is taken for a measurement.
+_ABSURD = 1e9
+
+
+def _number(cell: Mapping[str, str], name: str, default: float | None = None) -> float:
+    """Read a positive number; an empty cell is `default`, where there is one."""
+    text = cell.get(name, "")
+    if not text and default is not None:
+        return default
+    if not text:
+        raise ValueError(f"{name} is not stated")
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 < value < _ABSURD or (name in {"tp", "pp"} and value < 1):
+        raise ValueError(f"{name} is {text!r}")
+    return value
+
+
+def _output_rate(cell: Mapping[str, str], output_tokens: float) -> float:
+    if not cell.get("output_tok_s") and cell.get("req_s"):
+        return _number(cell, "req_s") * output_tokens
+    return _number(cell, "output_tok_s")
+
+
+def _concurrency(cell: Mapping[str, str]) -> float:
+    """Requests in flight; runs without a stated concurrency offer everything at once, and vLLM then runs 256 sequences."""
+    if cell.get("concurrency"):
+        return _number(cell, "concurrency")
+    return min(_number(cell, "n_requests", MOST_SEQUENCES), MOST_SEQUENCES)
 
 
 def _attention_replicas(notes: str, tp: int) -> int:

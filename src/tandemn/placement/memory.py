@@ -67,9 +67,19 @@ def weight_bytes_per_gpu(shape: ModelShape, tp: int, pp: int, expert_shards: int
     experts = min(shape.expert_bytes(), body) if shape.experts else 0.0
     stage = -(-shape.layers // pp) / shape.layers
     dense = (body - experts) * stage / tp
-    share = experts * stage / (expert_shards or tp)
+    padding = shape.expert_bytes(tp) / shape.expert_bytes() if experts else 1.0
+    share = experts * padding * stage / (expert_shards or tp)
     head = embedding / (tp if pp == 1 or shape.tied else 2 * tp)
-    return dense + share + head
+    return dense + share + head + _repeated_bytes(shape, tp) * stage
+
+
+def _repeated_bytes(shape: ModelShape, tp: int) -> float:
+    """Of keys' and values' projections, where there are more ranks than KV heads: each rank has a whole head."""
+    if shape.mla_rank or tp <= shape.kv_heads:
+        return 0.0
+    width = shape.kv_width or 2 * shape.kv_heads * shape.head_dim
+    whole = shape.attention_layers * shape.hidden * width * shape.dense_bits() / 8
+    return whole * (1 / shape.kv_heads - 1 / tp)
 
 
 def check_fit(

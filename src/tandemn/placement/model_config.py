@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _DTYPE_BITS = {"float32": 32.0, "float16": 16.0, "bfloat16": 16.0, "float8_e4m3fn": 8.0}
 #: How a quantiser's list of what it passes over names whole attention blocks.
 _ATTENTION_NAME = re.compile(r"(self_attn|\.attn)[.*]*$")
+#: One layer in so many sees everything, in models whose configs may leave it to transformers' defaults.
+_WINDOW_PATTERNS = {"gemma2": 2, "gemma3_text": 6, "gpt_oss": 2, "cohere2": 4}
 #: Of an element of a recurrent state, which vLLM keeps in float32.
 _STATE_BYTES = 4
 #: Largest config that is read, in bytes: real ones are a few kilobytes.
@@ -112,6 +114,7 @@ def shape_from_config(config: Mapping[str, Any], *, name: str) -> ModelShape:
         str(text.get("torch_dtype") or text.get("dtype") or config.get("torch_dtype")), 16.0
     )
     architectures = [str(a) for a in config.get("architectures") or []]
+    is_gemma = str(text.get("model_type", "")).startswith("gemma")
     shape = ModelShape(
         name=name,
         layers=layers,
@@ -123,7 +126,7 @@ def shape_from_config(config: Mapping[str, Any], *, name: str) -> ModelShape:
         ffn=ffn,
         gated=str(text.get("hidden_act", text.get("hidden_activation", "gelu")))
         in {"silu", "swish", "gelu_pytorch_tanh", "situ"},
-        tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
+        tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", is_gemma))),
         max_context=c.number("max_position_embeddings", "n_positions", "seq_length", default=4096),
         bits=min(bits, 16.0),  # vLLM casts float32 weights to 16 bits
         weight_bits=min(bits, 16.0),
@@ -153,6 +156,8 @@ def _with_experts(shape: ModelShape, c: _Config) -> ModelShape:
     expert_ffn = c.number("moe_intermediate_size", default=shape.ffn) or shape.ffn
     shared = c.number("shared_expert_intermediate_size", "moe_shared_expert_intermediate_size", default=0)
     shared = shared or c.number("n_shared_experts", "num_shared_experts", default=0) * expert_ffn
+    if c.raw.get("enable_moe_block") is True:
+        shared = shape.ffn  # Gemma 4: each layer has its dense part besides
     return replace(
         shape,
         experts=experts,
@@ -169,8 +174,15 @@ def _with_experts(shape: ModelShape, c: _Config) -> ModelShape:
         expert_ffn=expert_ffn,
         expert_hidden=c.number("moe_latent_size", "routed_expert_hidden_size", default=0),
         shared_ffn=shared,
-        dense_layers=min(c.number("first_k_dense_replace", default=0), shape.layers),
+        dense_layers=min(_dense_layers(c), shape.layers),
     )
+
+
+def _dense_layers(c: _Config) -> int:
+    flags = c.raw.get("moe_layer_freq")
+    if isinstance(flags, list):
+        return sum(flag == 0 for flag in flags)
+    return c.number("first_k_dense_replace", default=0)
 
 
 def _with_attention(shape: ModelShape, c: _Config) -> ModelShape:
@@ -179,6 +191,8 @@ def _with_attention(shape: ModelShape, c: _Config) -> ModelShape:
         nope, rope = c.number("qk_nope_head_dim", default=128), c.number("qk_rope_head_dim", default=64)
         query = c.number("q_lora_rank", default=0)
         return replace(shape, mla_rank=rank + rope, query_rank=query, head_dim=nope + rope)
+    if str(c.raw.get("model_type", "")).startswith("llama4"):
+        return _with_chunks(shape, c)
     window = c.number("sliding_window", default=0)
     if not window or c.raw.get("use_sliding_window") is False:
         return shape
@@ -190,10 +204,22 @@ def _with_attention(shape: ModelShape, c: _Config) -> ModelShape:
     elif c.raw.get("compress_ratios"):
         sliding = 0  # windows and compressed caches at once: taken for a whole cache
     else:
-        every = c.number("sliding_window_pattern", default=0)
+        every = c.number(
+            "sliding_window_pattern", default=_WINDOW_PATTERNS.get(str(c.raw.get("model_type")), 0)
+        )
         sliding = shape.layers - shape.layers // every if every else shape.layers
     shape = replace(shape, sliding_window=window, sliding_layers=min(sliding, shape.layers))
     return _with_two_widths(shape, c)
+
+
+def _with_chunks(shape: ModelShape, c: _Config) -> ModelShape:
+    """Llama 4: layers with rotary positions see only their own chunk of the text, every fourth sees all of it."""
+    chunk, rotary = c.number("attention_chunk_size", default=0), c.raw.get("no_rope_layers")
+    if not chunk:
+        return shape
+    every = c.number("no_rope_layer_interval", default=4) or 4
+    chunked = sum(rotary) if isinstance(rotary, list) and rotary else shape.layers - shape.layers // every
+    return replace(shape, sliding_window=chunk, sliding_layers=min(chunked, shape.layers))
 
 
 def _with_two_widths(shape: ModelShape, c: _Config) -> ModelShape:
@@ -274,6 +300,7 @@ def _with_mamba(shape: ModelShape, c: _Config, layers: int) -> ModelShape:
         recurrent_layers=layers,
         recurrent_params=shape.hidden * (inner + mixed + heads) + kernel * mixed + inner * shape.hidden,
         state_bytes=inner * c.number("ssm_state_size", default=128) * _STATE_BYTES + (kernel - 1) * mixed * 2,
+        states=3,
     )
 
 

@@ -24,8 +24,6 @@ QUANTISED_BITS: Mapping[str, float] = {
 }
 #: Four-bit formats that are floating-point numbers; the others are integers.
 FOUR_BIT_FLOATS = frozenset({"mxfp4", "nvfp4", "modelopt"})
-#: States that a sequence has in each recurrent layer: vLLM keeps one more, to share prefixes.
-_STATES = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +79,8 @@ class ModelShape:
     """Weights of one such layer's mixer."""
     state_bytes: int = 0
     """Of one such layer and sequence."""
+    states: int = 2
+    """States that a sequence has in such a layer: vLLM keeps one more to share prefixes, and of Mamba 2 another in prefill."""
     ffn_layers: int | None = None
     """Layers with a dense feed-forward part; None: all that are no mixture of experts."""
     is_embedding: bool = False
@@ -157,12 +157,13 @@ class ModelShape:
         dense = self.dense_params() * self.dense_bits() + self.embedding_params() * self.bits
         return dense / 8 + self.expert_bytes()
 
-    def expert_bytes(self) -> float:
-        """Bytes of all routed experts, as the kernels lay them out."""
+    def expert_bytes(self, shards: int = 1) -> float:
+        """Bytes of all routed experts together, as the kernels lay them out where each is split over so many GPUs."""
         padded = 1.0
         if self.quantisation == "mxfp4" and self.expert_ffn:
             # vLLM's mxfp4 kernels (Marlin, TRT-LLM) round a matrix's sides up to 256 and 128.
-            padded = _up(self.hidden, 256) / self.hidden * _up(self.expert_ffn, 128) / self.expert_ffn
+            width = -(-self.expert_ffn // shards)
+            padded = _up(self.hidden, 256) / self.hidden * _up(width, 128) * shards / self.expert_ffn
         return self.expert_params() * self.weight_bits / 8 * padded
 
     def kv_bytes(self, tokens: float, kv_bits: float | None = None, *, ahead: float = 0.0) -> float:
@@ -180,7 +181,7 @@ class ModelShape:
         windowed = self.sliding_layers * width * min(tokens, (self.sliding_window or tokens) + ahead)
         return (full + windowed) * (
             kv_bits or self.bits
-        ) / 8 + self.recurrent_layers * _STATES * self.state_bytes
+        ) / 8 + self.recurrent_layers * self.states * self.state_bytes
 
 
 def _up(value: int, multiple: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from dataclasses import dataclass
 from functools import cache
@@ -81,7 +82,7 @@ def gpu_named(name: str) -> Gpu:
         NotFound: there is none; near names are suggested.
     """
     known = _by_any_name()
-    gpu = known.get(_plain(name))
+    gpu = known.get(_plain(name)) or _of_size(name)
     if gpu is not None:
         return gpu
     near = difflib.get_close_matches(_plain(name), known, n=3, cutoff=0.5)
@@ -92,6 +93,24 @@ def gpu_named(name: str) -> Gpu:
         next_step=f"did you mean {', '.join(names)}?" if names else "`tandemn show-gpus` lists them",
         param="gpu",
     )
+
+
+#: What drivers and tables add to a name without meaning another GPU: not PCIe and NVL, which are slower ones.
+_FORM = re.compile(r"nvidia|tesla|geforce|sxm\d?|hbm\d?e?|gddr\d")
+_SIZE = re.compile(r"(\d+)(?:gb?|gib)")
+
+
+def _of_size(name: str) -> Gpu | None:
+    """Find what a driver calls by its form and memory, `NVIDIA A100-SXM4-80GB`; None where the memory is another's."""
+    words = [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word and not _FORM.fullmatch(word)]
+    sizes = [int(match[1]) for word in words if (match := _SIZE.fullmatch(word))]
+    base = "".join(word for word in words if not _SIZE.fullmatch(word))
+    gpu = _by_any_name().get(base)
+    if gpu is None or len(sizes) > 1:
+        return None
+    same = [each for each in gpus().values() if _plain(each.name).removesuffix(f"{each.memory_gb}gb") == base]
+    kinds = same or [gpu]
+    return next((each for each in kinds if not sizes or each.memory_gb == sizes[0]), None)
 
 
 def _plain(name: str) -> str:
