@@ -1,6 +1,7 @@
 """Hybrids, latent experts and windows of two widths, read from their configs and held to published sizes and vLLM's own."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -49,7 +50,7 @@ def test_a_request_takes_what_vllm_says(name, tokens, vllm_bytes):
     assert shape_of(name).kv_bytes(tokens) == vllm_bytes
 
 
-DELTA_NET = {
+DELTA_NET: dict[str, Any] = {
     "architectures": ["Qwen3_5ForCausalLM"],
     "attn_output_gate": True,
     "full_attention_interval": 4,
@@ -69,7 +70,7 @@ DELTA_NET = {
     "vocab_size": 248320,
 }
 LAYERS = ["linear_attention", "linear_attention", "linear_attention", "full_attention"] * 16
-NEMOTRON = {
+NEMOTRON: dict[str, Any] = {
     "architectures": ["NemotronHForCausalLM"],
     "conv_kernel": 4,
     "head_dim": 128,
@@ -94,7 +95,7 @@ NEMOTRON = {
     "vocab_size": 131072,
 }
 #: 39 windowed layers with 8 KV heads, 9 others with 4; keys of 192, values of 128.
-MIMO = {
+MIMO: dict[str, Any] = {
     "architectures": ["MiMoV2FlashForCausalLM"],
     "head_dim": 192,
     "hidden_act": "silu",
@@ -112,7 +113,7 @@ MIMO = {
     "v_head_dim": 128,
     "vocab_size": 152576,
 }
-LLAMA_4 = {
+LLAMA_4: dict[str, Any] = {
     "architectures": ["Llama4ForConditionalGeneration"],
     "text_config": {
         "attention_chunk_size": 8192,
@@ -132,7 +133,7 @@ LLAMA_4 = {
         "vocab_size": 202048,
     },
 }
-GEMMA_4 = {
+GEMMA_4: dict[str, Any] = {
     "architectures": ["Gemma4ForConditionalGeneration"],
     "enable_moe_block": True,
     "global_head_dim": 512,
