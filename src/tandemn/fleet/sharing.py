@@ -39,6 +39,8 @@ class Claim:
     """Places that it could use now, with those that it has."""
     since: float
     """When it was submitted."""
+    is_retrying: bool = False
+    """Its last replicas failed: it takes what is free, but nobody drains theirs for it."""
     is_fixed: bool = False
     """Nothing may be taken from it: its replicas were told to stay."""
 
@@ -153,29 +155,31 @@ class _Table:
         return line
 
     def _move(self) -> tuple[Claim, Claim] | None:
-        unmet = self._unmet()
-        taker = self._next(unmet)
-        if taker is None:
-            return None
-        giver = self._loser(claim for claim in self._claims if claim.owner != taker.owner)
-        if giver is not None and self._is_fairer(
-            self._owned[giver.owner],
-            self._weights[giver.owner],
-            self._owned[taker.owner],
-            self._weights[taker.owner],
-        ):
-            return giver, taker
-        for owner in self._owned:
-            taker = self._next([claim for claim in unmet if claim.owner == owner])
-            giver = self._loser(claim for claim in self._claims if claim.owner == owner)
-            if (
-                taker is not None
-                and giver is not None
-                and self._is_fairer(
-                    self.given[giver.job_id], giver.weight, self.given[taker.job_id], taker.weight
-                )
+        unmet = [claim for claim in self._unmet() if not claim.is_retrying]
+        owners = {claim.owner for claim in unmet}
+        return self._move_between_owners(unmet, set(owners)) or self._move_within_owner(unmet, owners)
+
+    def _move_between_owners(self, unmet: Sequence[Claim], owners: set[str]) -> tuple[Claim, Claim] | None:
+        while taker := self._next([claim for claim in unmet if claim.owner in owners]):
+            giver = self._loser(claim for claim in self._claims if claim.owner != taker.owner)
+            if giver is not None and self._is_fairer(
+                self._owned[giver.owner],
+                self._weights[giver.owner],
+                self._owned[taker.owner],
+                self._weights[taker.owner],
             ):
                 return giver, taker
+            owners.remove(taker.owner)
+        return None
+
+    def _move_within_owner(self, unmet: Sequence[Claim], owners: set[str]) -> tuple[Claim, Claim] | None:
+        for owner in sorted(owners):
+            giver = self._loser(claim for claim in self._claims if claim.owner == owner)
+            for taker in sorted((claim for claim in unmet if claim.owner == owner), key=self._jobs_rank):
+                if giver is not None and self._is_fairer(
+                    self.given[giver.job_id], giver.weight, self.given[taker.job_id], taker.weight
+                ):
+                    return giver, taker
         return None
 
     @staticmethod
@@ -211,9 +215,9 @@ class _Table:
         return max(
             able,
             key=lambda claim: (
-                self._owned[claim.owner] / self._weights[claim.owner],
+                (self._owned[claim.owner] - 1) / self._weights[claim.owner],
                 claim.owner,
-                self.given[claim.job_id] / claim.weight,
+                (self.given[claim.job_id] - 1) / claim.weight,
                 claim.since,
                 claim.job_id,
             ),

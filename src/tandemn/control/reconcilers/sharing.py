@@ -192,6 +192,8 @@ def _claim(work: Work, now: float) -> Claim | None:
         held=held,
         wanted=held + (work.due(now) if needs else 0),
         since=job.created_at,
+        # A replacement that is held back follows a failure.
+        is_retrying=all(each.not_before > each.created_at for each in work.pending),
         is_fixed=not needs,
     )
 
