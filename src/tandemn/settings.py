@@ -91,6 +91,10 @@ class Settings(BaseSettings):
     """Bearer key that the router asks its clients for; unset: open to this machine only."""
     router_admin_key: SecretStr | None = None
     """Bearer key that changes the router's table; unset: only its file does."""
+    router_cert: Path | None = None
+    """PEM certificate with which routers in clouds serve HTTPS; unset: they serve HTTP."""
+    router_cert_key: Path | None = None
+    """PEM key of that certificate, where it is not in the same file."""
     metadata_url: str = "http://169.254.169.254"
     """The instance metadata service that announces preemptions on AWS."""
     koi_service_url: str | None = Field(default=None, validation_alias="KOI_SERVICE_URL")

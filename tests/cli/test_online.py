@@ -70,7 +70,8 @@ def test_every_flag_reaches_the_control_plane(scripted, tandemn, tmp_path):
     flags = (
         "--gpu-count 4 --serverless-provider runpod --spots-cloud gcp --region r --tp-size 2 --max-model-len 100 "
         "--concurrency 9 --workers-max 5 --cold-start-mode no_fast_boot --no-scale-to-zero --public "
-        "--serverless-only --quantization awq --spot-ttft-limit 1.5 --budget 2.50 --force --yes"
+        "--serverless-only --quantization awq --spot-ttft-limit 1.5 --router-cloud aws "
+        "--router-region us-east-1 --router-name chat.example.com --budget 2.50 --force --yes"
     )
     result = tandemn(*DEPLOY, *flags.split(), "--scaling-policy", policy, "--", "--seed", "1")
     assert result.code == 0, result.err
@@ -94,6 +95,9 @@ def test_every_flag_reaches_the_control_plane(scripted, tandemn, tmp_path):
         "gcp_region": None,
         "public": True,
         "spot_ttft_limit": 1.5,
+        "router_cloud": "aws",
+        "router_region": "us-east-1",
+        "router_name": "chat.example.com",
         "budget_usd": "2.50",
         "engine_args": ["--seed", "1"],
         "scaling": {

@@ -38,7 +38,7 @@ def test_it_holds_the_package_and_a_true_record(tmp_path):
     assert "xllamacpp" not in data
 
 
-def test_it_asks_for_what_runners_and_engines_import():
+def test_it_asks_for_what_runners_engines_and_routers_import(tmp_path):
     wanted = {
         engine: wheel.RUNNER_NEEDS | wheel.ENGINE_NEEDS.get(engine, frozenset())
         for engine in ("vllm", "simulated", "llamacpp")
@@ -49,6 +49,8 @@ def test_it_asks_for_what_runners_and_engines_import():
         needs("runner/__main__.py", "fleet/engines/llamacpp_server.py", "fleet/engines/demo_model.py")
         == wanted["llamacpp"]
     )
+    assert needs("router/__main__.py") == wheel.ROUTER_NEEDS
+    assert wheel.build_for_router(tmp_path) != wheel.build(tmp_path, "vllm")
 
 
 def needs(*entries: str) -> set[str]:

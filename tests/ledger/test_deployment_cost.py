@@ -38,7 +38,7 @@ def spot(at=0.0, **more):
     return planned("spot", at, "spot", "local-spot", **{"on_demand_usd_per_hour": "7200", **more})
 
 
-def replicas(at, *running, backend="spot", began=None, ended=None, prices=None):
+def replicas(at, *running, backend="spot", began=None, ended=None, prices=None, controllers=()):
     return Event(
         at,
         "backend_replicas",
@@ -48,6 +48,7 @@ def replicas(at, *running, backend="spot", began=None, ended=None, prices=None):
             "began": began or {},
             "ended": ended or {},
             "prices": prices or {},
+            "controllers": list(controllers),
         },
     )
 
@@ -120,6 +121,21 @@ def test_spot_replicas_cost_from_their_beginning_to_their_end_as_their_provider_
     # Without times of its own, a replica lives while it is seen, and never beyond its backend.
     seen = [spot(), replicas(10, "r1"), state(40, "spot", "deleted")]
     assert parts(seen, 100) == {Part.SPOT: Decimal(30)}
+
+
+def test_a_controller_costs_its_share_while_it_is_so_many_th_and_is_no_replica():
+    whole, half = {"controller": "1800"}, {"controller 1/2": "900"}
+    events = [
+        spot(),
+        replicas(0, "controller", prices=whole, controllers=whole),
+        replicas(10, "controller 1/2", "r1", prices=half, controllers=half),
+        replicas(30, "controller", "r1", prices=whole, controllers=whole),
+        state(40, "spot", "deleted"),
+    ]
+    # 10 s at a half, 20 s at a quarter, 10 s at a half.
+    assert parts(events, 100) == {Part.SPOT: Decimal(30), Part.CONTROLLER: Decimal(15)}
+    unknown = cost([spot(), replicas(0, "controller", controllers=["controller"])], 100)
+    assert (unknown.spent.usd, unknown.spent.unknown) == (None, 1), "never at the replicas' price"
 
 
 def test_a_replica_may_have_a_price_of_its_own_and_one_without_is_unknown():

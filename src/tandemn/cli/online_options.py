@@ -67,6 +67,19 @@ SpotTtftLimit = Annotated[
         help="Seconds to the first token beyond which spot's requests go serverless [3 times serverless's, at least 2].",
     ),
 ]
+RouterCloud = Annotated[
+    str | None,
+    typer.Option(
+        "--router-cloud", help="Run the router on a small machine of its own in this cloud [local]."
+    ),
+]
+RouterRegion = Annotated[
+    str | None, typer.Option("--router-region", help="Region of that machine [--region, or the cheapest].")
+]
+RouterName = Annotated[
+    str | None,
+    typer.Option("--router-name", help="DNS name by which clients reach the router; you point it there."),
+]
 
 #: Parameters that are fields of the spec; the policy's four come beside them.
 FIELDS = frozenset(DeploymentSpec.model_fields) - {"scaling", "engine_args", "budget_usd"}

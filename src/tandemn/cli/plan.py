@@ -74,6 +74,9 @@ def plan(
     serverless_only: online_flags.ServerlessOnly = False,
     quantization: online_flags.Quantization = None,
     spot_ttft_limit: online_flags.SpotTtftLimit = None,
+    router_cloud: online_flags.RouterCloud = None,
+    router_region: online_flags.RouterRegion = None,
+    router_name: online_flags.RouterName = None,
     as_json: options.AsJson = False,
     _verbose: options.Verbose = False,
 ) -> None:

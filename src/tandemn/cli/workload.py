@@ -43,6 +43,9 @@ ONLINE_FLAGS: dict[str, str | None] = {
     "serverless_only": None,
     "quantization": "a flag of the engine: -- --quantization Q",
     "spot_ttft_limit": None,
+    "router_cloud": None,
+    "router_region": None,
+    "router_name": None,
     "update": "tandemn add, kill and swap change a running job",
 }
 _JOB_EXAMPLE = "tandemn deploy MODEL INPUT.jsonl --slo 4h"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -51,6 +52,7 @@ from tandemn.errors import TandemnError
 from tandemn.fleet.launchers.local import LocalLauncher
 from tandemn.objects import ObjectStore
 from tandemn.placement.quota import QuotaReader
+from tandemn.serving.certificate import trusted
 from tandemn.serving.keyring import Keyring
 
 if TYPE_CHECKING:
@@ -151,7 +153,9 @@ def leader_tasks(services: Services) -> Sequence[LeaderTask]:
     `services.database` refuses their writes as soon as another leads (code `not_leading`, which is Superseded:
     drop what was being done). What runs in every process, leader or not, stands in `keep_going`.
     """
-    meter = MeterReader(services.database, services.keyring, services.clock)
+    meter = MeterReader(
+        services.database, services.keyring, services.clock, trust=partial(trusted, services.settings)
+    )
     hands = _hands(services, meter)
     budgets = BudgetKeeper(services.database, services.clock, services.online)
     bills = BillReader(services.database, services.clock, services.providers.provider)

@@ -94,7 +94,8 @@ async def plan(
             raise
         notes = [*notes, str(exc)]
     host = await services.providers.host(host_name(spec))
-    router = host.plan(spec)
+    # In a thread: a price is looked up in SkyPilot's catalogs.
+    router = await asyncio.to_thread(host.plan, spec)
     plans = Plans(backends=backends, router=router)
     if not request.force:
         prices = [*(each.usd_per_hour for each in backends.values()), router.usd_per_hour]

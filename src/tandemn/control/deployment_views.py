@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from tandemn.control.store.deployments import why
 from tandemn.protocol.deployments import (
@@ -56,7 +57,14 @@ def summary(record: DeploymentRecord) -> DeploymentSummary:
 def endpoint_of(record: DeploymentRecord) -> str | None:
     """Say where clients reach it; None while its router does not run."""
     remote = record.router.part.remote if record.router is not None else None
-    return remote.url if remote is not None else None
+    if remote is None or remote.url is None or record.spec.router_name is None:
+        return remote.url if remote is not None else None
+    return _renamed(remote.url, record.spec.router_name)
+
+
+def _renamed(url: str, name: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(netloc=name if parts.port is None else f"{name}:{parts.port}").geturl()
 
 
 def _backend(backend: Backend) -> BackendView:
@@ -75,7 +83,7 @@ def _backend(backend: Backend) -> BackendView:
         replicas=[
             BackendReplicaView(replica_id=each.replica_id, state=each.state, pid=each.pid)
             for each in backend.seen
-            if each.ended is None
+            if each.ended is None and not each.is_controller
         ],
     )
 

@@ -162,29 +162,33 @@ def _replicas(
             continue
         for replica_id in sorted(running | ended.keys()):
             item = _item(owner, name, replica_id)
-            if item not in seen:
+            if item in seen and replica_id in event.data.get("controllers", ()):
+                # The share that it was before: what begins again is another item.
+                item = f"{item}@{event.at}"
+            if item not in seen and (name, replica_id) not in living:
                 seen.add(item)
                 living[name, replica_id] = item
-                yield _started(owner, name, replica_id, event, backends[name])
+                yield _started(owner, replica_id, event, backends[name], item=item)
         for key in [key for key in living if key[0] == name and key[1] not in running]:
             yield Ended(at=float(ended.get(key[1], event.at)), item=living.pop(key))
 
 
-def _started(owner: str, name: str, replica_id: str, event: LoggedEvent, log: BackendLog) -> Started:
+def _started(owner: str, replica_id: str, event: LoggedEvent, log: BackendLog, *, item: str) -> Started:
     at = float(event.data.get("began", {}).get(replica_id, event.at))
     terms = log.at(at)
     own = event.data.get("prices", {}).get(replica_id)
-    price = terms.price
+    is_controller = replica_id in event.data.get("controllers", ())
+    price = None if is_controller else terms.price
     if own is not None:
         price = Price(usd_per_hour=Decimal(own), source=f"{terms.provider}, of this replica", at=event.at)
     return Started(
         at=at,
-        item=_item(owner, name, replica_id),
+        item=item,
         owner=owner,
-        part=_PARTS.get(terms.market, Part.SPOT),
+        part=Part.CONTROLLER if is_controller else _PARTS.get(terms.market, Part.SPOT),
         price=price,
         rule=terms.rule,
-        backend=name,
+        backend="" if is_controller else str(event.data["backend"]),
         account=terms.account,
     )
 

@@ -125,6 +125,11 @@ class DeploymentSpec(_Strict):
     """TTFT of spot beyond which requests overflow, in seconds; None: three times serverless's, at least 2 s."""
     budget_usd: Decimal | None = Field(default=None, gt=0, le=1_000_000_000, allow_inf_nan=False)
     """When this is spent, requests under way are finished and everything is taken down."""
+    router_cloud: str = "local"
+    """Where its router runs: on the control plane's machine, or on a small one of its own in this cloud."""
+    router_region: str | None = Field(default=None, min_length=1, max_length=64)
+    router_name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$")
+    """The DNS name by which clients reach the router, which its owner points there; None: its address."""
     engine_args: tuple[str, ...] = ()
     """Passed to the engine unread (what follows `--` on the command line)."""
     scaling: ScalingPolicy = ScalingPolicy()

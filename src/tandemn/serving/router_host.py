@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from tandemn.serving.providers.provider import LOCAL
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -20,12 +22,13 @@ if TYPE_CHECKING:
 GROUP = "tandemn.routers"
 #: A process on this machine.
 LOCAL_HOST = "local"
+#: A small machine in a cloud.
+SKYPILOT_HOST = "skypilot"
 
 
 def host_name(spec: DeploymentSpec) -> str:
     """Name the host of a deployment's router."""
-    del spec  # one host so far
-    return LOCAL_HOST
+    return LOCAL_HOST if spec.router_cloud == LOCAL else SKYPILOT_HOST
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +45,8 @@ class RouterPlan:
     usd_per_hour: Decimal | None = None
     """None: not known. A process on this machine costs 0."""
     price_source: str = ""
+    warnings: tuple[str, ...] = ()
+    """What the user should know of it."""
 
     def as_json(self) -> dict[str, Any]:
         price = None if self.usd_per_hour is None else str(self.usd_per_hour)
@@ -51,7 +56,11 @@ class RouterPlan:
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         """Read what `as_json` wrote."""
         price = value["usd_per_hour"]
-        return cls(**{**value, "usd_per_hour": None if price is None else Decimal(price)})
+        read = {
+            "usd_per_hour": None if price is None else Decimal(price),
+            "warnings": tuple(value.get("warnings", ())),
+        }
+        return cls(**{**value, **read})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import re
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from tandemn.errors import InvalidInput
 from tandemn.placement.catalog.gpus import gpu_named
 from tandemn.protocol.deployments import DeploymentSpec
 from tandemn.serving.scaling import PolicyFile, layered
+from tandemn.skypilot.clouds import CLOUDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -154,6 +156,25 @@ def _agree(given: Mapping[str, Any]) -> None:
                 f"{_flag(name)} is Cloud Run's alone, not {provider}'s",
                 "--serverless-provider cloudrun",
             )
+    _agree_on_router(given)
+
+
+def _agree_on_router(given: Mapping[str, Any]) -> None:
+    cloud = given.get("router_cloud", LOCAL)
+    if cloud not in {LOCAL, *CLOUDS}:
+        near = difflib.get_close_matches(str(cloud), CLOUDS, n=1)
+        next_step = f"did you mean {near[0]}?" if near else f"known are {LOCAL}, {', '.join(CLOUDS)}"
+        _refuse("router_cloud", f"--router-cloud: SkyPilot knows of no cloud {cloud}", next_step)
+    if cloud == LOCAL:
+        for name in ("router_region", "router_name"):
+            if given.get(name) is not None:
+                _refuse(name, f"{_flag(name)} is of a router in a cloud", "add --router-cloud aws")
+    elif LOCAL in {given.get("serverless_provider"), given.get("spots_cloud")}:
+        _refuse(
+            "router_cloud",
+            f"a router on {cloud} cannot reach backends on this machine",
+            "leave --router-cloud out, or the backends of this machine",
+        )
 
 
 def _refuse(param: str, message: str, next_step: str) -> None:

@@ -75,7 +75,9 @@ async def rig(tmp_path):
     fake = FakeSky(tmp_path / "sky")
     for folder in ("services", "home"):
         (fake.folder / folder).mkdir(exist_ok=True)
-    provider = SkyServe(SkyPilot(fake.python(), tmp_path / "worker.log"), OFFERS)
+    provider = SkyServe(
+        SkyPilot(fake.python(), tmp_path / "worker.log", environment=fake.environment), OFFERS
+    )
     yield Rig(fake, provider)
     await provider.close()
 
@@ -110,7 +112,7 @@ async def test_deploy_look_update_destroy(rig):
     rig.move(status="READY", endpoint="http://127.0.0.1:30001", replica_info=replicas)
     status = await rig.provider.status(remote)
     assert (status.state, status.url, status.replicas) == (BackendState.READY, "http://127.0.0.1:30001", 1)
-    assert [(each.replica_id, each.began) for each in status.seen] == [
+    assert [(each.replica_id, each.began) for each in status.seen if not each.is_controller] == [
         ("tandemn-one-1", 100.0),
         ("tandemn-one-3", 130.0),
     ]
@@ -127,6 +129,30 @@ async def test_deploy_look_update_destroy(rig):
     rig.gone()
     assert await rig.provider.delete(NAME)
     assert (await rig.provider.status(remote)).state is BackendState.DELETED
+
+
+VMS = """InstanceType,AcceleratorName,AcceleratorCount,vCPUs,MemoryGiB,GpuInfo,Price,SpotPrice,Region,AvailabilityZone,Arch
+m6i.xlarge,,,4.0,16.0,,0.192,0.06,us-east-1,use1-az1,x86_64
+m6i.xlarge,,,4.0,16.0,,0.100,0.06,us-east-2,use2-az1,x86_64
+"""
+
+
+async def test_the_controllers_machine_is_paid_by_the_services_that_share_it(rig):
+    async def controller():
+        status = await rig.provider.status(remote)
+        return [(each.replica_id, each.usd_per_hour) for each in status.seen if each.is_controller]
+
+    remote = await rig.ensure()
+    assert await controller() == [("controller", None)], "a price that is not known is not 0"
+    folder = rig.fake.folder / "home" / ".sky" / "catalogs" / "v8" / "aws"
+    folder.mkdir(parents=True)
+    (folder / "vms.csv").write_text(VMS)
+    assert await controller() == [("controller", Decimal("0.192"))]
+    for name in ("tandemn-two", "tandemn-three", "of-somebody-else"):
+        (rig.fake.folder / "services" / f"{name}.json").write_text(
+            json.dumps({"name": name, "status": "READY"})
+        )
+    assert await controller() == [("controller 1/3", Decimal("0.064"))]
 
 
 async def test_who_is_signed_in_is_what_sky_check_finds(rig):
@@ -169,7 +195,7 @@ async def test_replicas_that_fail_are_looked_for_again_until_none_comes(rig):
     status = await rig.provider.status(remote)
     assert (status.state, [each.replica_id for each in status.seen]) == (
         BackendState.PROVISIONING,
-        ["tandemn-one-2"],
+        ["tandemn-one-2", "controller"],
     )
     rig.move(status="FAILED", replica_info=[failed])
     assert (await rig.provider.status(remote)).state is BackendState.FAILED

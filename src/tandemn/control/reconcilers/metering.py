@@ -18,6 +18,8 @@ from tandemn.protocol.router import MeterPage
 from tandemn.serving.keyring import KeyUse
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tandemn.clock import Clock
     from tandemn.control.store.database import Database
     from tandemn.control.store.deployments import DeploymentRecord
@@ -38,13 +40,26 @@ _LIVING = tuple(state for state in DeploymentState if not state.has_ended)
 
 
 class MeterReader:
-    """A task of the leader."""
+    """A task of the leader.
 
-    def __init__(self, database: Database, keyring: Keyring, clock: Clock, *, read_s: float = READ_S) -> None:
+    Args:
+        trust: says whom it takes for a router that serves HTTPS.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        keyring: Keyring,
+        clock: Clock,
+        *,
+        read_s: float = READ_S,
+        trust: Callable[[], aiohttp.Fingerprint | bool] = lambda: True,
+    ) -> None:
         self._database = database
         self._keyring = keyring
         self._clock = clock
         self._read_s = read_s
+        self._trust = trust
         self._room = asyncio.Semaphore(PARALLEL)
 
     async def run(self) -> None:
@@ -72,7 +87,9 @@ class MeterReader:
         latest = await self._database.run(meters.latest_series, life)
         since = 0 if latest is None else latest[1]
         async with aiohttp.ClientSession(
-            headers={"Authorization": f"Bearer {admin_key}"}, timeout=aiohttp.ClientTimeout(total=ANSWER_S)
+            headers={"Authorization": f"Bearer {admin_key}"},
+            timeout=aiohttp.ClientTimeout(total=ANSWER_S),
+            connector=aiohttp.TCPConnector(ssl=self._trust()),
         ) as http:
             for _ in range(MOST_PAGES):
                 page = await _page(http, router.remote.url, since)

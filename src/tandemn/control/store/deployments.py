@@ -58,7 +58,8 @@ class Plans:
 
     @property
     def warnings(self) -> list[str]:
-        return [warning for plan in self.backends.values() for warning in plan.warnings]
+        of_router = () if self.router is None else self.router.warnings
+        return [*(each for plan in self.backends.values() for each in plan.warnings), *of_router]
 
 
 def submit(

@@ -159,6 +159,7 @@ def _tell(
             began={one.replica_id: one.began for one in after.seen if one.began is not None},
             ended={one.replica_id: one.ended for one in after.seen if one.ended is not None},
             prices={one.replica_id: str(one.usd_per_hour) for one in running if one.usd_per_hour is not None},
+            controllers=[one.replica_id for one in running if one.is_controller],
         )
 
 

@@ -165,12 +165,17 @@ def _installs_vllm(spec: TaskSpec) -> bool:
 
 
 def _setup(spec: TaskSpec, wheel: str) -> str:
-    engine = f" {shlex.quote(VLLM)}" if _installs_vllm(spec) else ""
+    return installation(wheel, VLLM) if _installs_vllm(spec) else installation(wheel)
+
+
+def installation(wheel: str, *more: str) -> str:
+    """Commands that make the machine's environment of ours, with the wheel and what else is named in it."""
+    named = " ".join((wheel, *(shlex.quote(each) for each in more)))
     return f"""set -e
 export PATH="$HOME/.local/bin:$PATH"
 command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
 uv venv --quiet --clear --python '>=3.11,<3.14' {HOME}/env
-uv pip install --quiet --python {PYTHON} {wheel}{engine}
+uv pip install --quiet --python {PYTHON} {named}
 """
 
 

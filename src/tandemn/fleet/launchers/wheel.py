@@ -1,7 +1,7 @@
-"""The package that runs, as a wheel: what a replica elsewhere installs is exactly what its control plane is.
+"""The package that runs, as a wheel: what a replica or router elsewhere installs is exactly what its control plane is.
 
 Written from the files of the running package, so that it is there however Tandemn was installed. It asks only for what
-a runner imports: the engine's own environment should not be bent to the control plane's needs.
+is imported there: the engine's own environment should not be bent to the control plane's needs.
 """
 
 from __future__ import annotations
@@ -22,16 +22,27 @@ RUNNER_NEEDS = frozenset(
 )
 #: What an engine needs beside that. vLLM is installed by its own name, in the version that the task pins.
 ENGINE_NEEDS = {"llamacpp": frozenset({"gguf", "numpy", "xllamacpp"})}
+#: What routers import.
+ROUTER_NEEDS = frozenset({"httptools", "msgspec", "pydantic", "pydantic-settings", "uvloop"})
 #: Time of every file in the archive: the same package gives the same bytes.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def build(folder: Path, engine: str) -> Path:
-    """Write the wheel into `folder`, if it is not there yet, and return its path."""
+    """Write the wheel of a runner with this engine into `folder`, if it is not there yet, and return its path."""
+    return _build(folder, RUNNER_NEEDS | ENGINE_NEEDS.get(engine, frozenset()))
+
+
+def build_for_router(folder: Path) -> Path:
+    """Write the wheel of a router into `folder`, if it is not there yet, and return its path."""
+    return _build(folder, ROUTER_NEEDS)
+
+
+def _build(folder: Path, wanted: frozenset[str]) -> Path:
     version = tandemn.__version__
     files = dict(_package())
     info = f"tandemn-{version}.dist-info"
-    files[f"{info}/METADATA"] = _metadata(version, engine).encode()
+    files[f"{info}/METADATA"] = _metadata(version, wanted).encode()
     files[f"{info}/WHEEL"] = (
         b"Wheel-Version: 1.0\nGenerator: tandemn\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     )
@@ -59,8 +70,7 @@ def _package() -> list[tuple[str, bytes]]:
     ]
 
 
-def _metadata(version: str, engine: str) -> str:
-    wanted = RUNNER_NEEDS | ENGINE_NEEDS.get(engine, frozenset())
+def _metadata(version: str, wanted: frozenset[str]) -> str:
     needs = [
         each
         for each in metadata.requires("tandemn") or []

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING
@@ -63,14 +64,15 @@ def _identity(offer: Offer) -> tuple[str, str, str, Market]:
 
 def read_catalogs(catalogs: Path) -> Iterator[Offer]:
     """Offers of the newest schema version present; a file that cannot be read yields none."""
-    versions = sorted(
-        (folder for folder in catalogs.glob("v*") if re.fullmatch(r"v\d+", folder.name)),
-        key=lambda folder: int(folder.name[1:]),
-    )
-    if not versions:
-        return
-    for file in sorted(versions[-1].glob("*/vms.csv")):
-        yield from read_vms(file, provider=file.parent.name)
+    for newest in _versions(catalogs)[-1:]:
+        for file in sorted(newest.glob("*/vms.csv")):
+            yield from read_vms(file, provider=file.parent.name)
+
+
+def _versions(catalogs: Path) -> list[Path]:
+    """The schema versions present, oldest first."""
+    found = [folder for folder in catalogs.glob("v*") if re.fullmatch(r"v\d+", folder.name)]
+    return sorted(found, key=lambda folder: int(folder.name[1:]))
 
 
 def read_vms(path: Path, *, provider: str) -> list[Offer]:
@@ -133,6 +135,44 @@ def _offers(row: Mapping[str, str | None], provider: str, as_of: str) -> Iterato
             source="SkyPilot catalog",
             as_of=as_of,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What a machine costs on demand, GPU or none."""
+
+    region: str
+    usd_per_hour: Decimal
+    source: str
+
+
+def find_machine(
+    catalogs: Path, *, provider: str, instance_type: str, region: str | None = None
+) -> Machine | None:
+    """Find where a type of machine is the cheapest on demand; None where SkyPilot's catalog does not tell."""
+    versions = _versions(catalogs)
+    if not versions:
+        return None
+    path = versions[-1] / provider / "vms.csv"
+    found: list[tuple[Decimal, str]] = []
+    try:
+        as_of = datetime.fromtimestamp(path.stat().st_mtime, UTC).date().isoformat()
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in itertools.islice(csv.DictReader(file), MAX_ROWS):
+                if row.get("InstanceType") != instance_type or region not in {None, row.get("Region")}:
+                    continue
+                if price := money(row.get("Price")):
+                    found.append((price, row.get("Region") or ""))
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return None
+    if not found:
+        return None
+    price, where = min(found)
+    return Machine(
+        region=where,
+        usd_per_hour=price,
+        source=f"SkyPilot catalog, {instance_type} in {provider}/{where} ({as_of})",
+    )
 
 
 def _number(text: str | None) -> float:

@@ -166,7 +166,9 @@ class ReplicaSeen:
     ended: float | None = None
     """When it ended; a provider that tells keeps it in its answer for a while. None: it runs."""
     usd_per_hour: Decimal | None = None
-    """Where it has a price of its own; None: the plan's."""
+    """Where it has a price of its own; None: the plan's, or of a controller: not known."""
+    is_controller: bool = False
+    """No replica, but this deployment's share of the machine that looks after the replicas."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {"usd_per_hour": _text(self.usd_per_hour)}

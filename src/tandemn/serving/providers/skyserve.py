@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from tandemn import settings
 from tandemn.errors import Conflict, InvalidInput, Retryable, TandemnError
 from tandemn.placement.catalog.gpus import gpu_named
-from tandemn.placement.catalog.skypilot import CATALOGS, load_offers
+from tandemn.placement.catalog.skypilot import CATALOGS, find_machine, load_offers
 from tandemn.protocol.deployments import BackendState
 from tandemn.protocol.replicas import Market
 from tandemn.serving.providers import faults
@@ -37,6 +37,7 @@ from tandemn.skypilot.environment import SkyPilot, member, task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from decimal import Decimal
 
     from tandemn.placement.catalog.offers import Offer
     from tandemn.protocol.deployments import DeploymentSpec
@@ -47,6 +48,8 @@ SKY_CALL_S = 150.0
 BALANCER_RPS = 300
 #: What SkyServe's controllers are called: one a user, for all services.
 CONTROLLER_PREFIX = "sky-serve-controller"
+#: Digits of a share of its price, in USD an hour.
+SHARE_DIGITS = 6
 #: Requests of SkyPilot's API server that are read to find out why a service did not come up.
 REQUESTS_READ = 200
 
@@ -149,7 +152,8 @@ class SkyServe:
         ]
 
     async def status(self, remote: Remote) -> BackendStatus:
-        record = await self._record(remote.remote_name)
+        records = await self._records()
+        record = next((each for each in records if each["name"] == remote.remote_name), None)
         if record is None:
             return await self._absent(remote.remote_name)
         replicas = record.get("replica_info") or []
@@ -164,7 +168,10 @@ class SkyServe:
             state=state,
             url=record.get("endpoint"),
             replicas=sum(each == "READY" for each in states),
-            seen=tuple(_seen(each) for each in replicas if each["status"] not in _ENDED),
+            seen=(
+                *(_seen(each) for each in replicas if each["status"] not in _ENDED),
+                *await self._controller(sum(_is_ours(each) for each in records)),
+            ),
             reason=None if state in {BackendState.READY, BackendState.IDLE} else _reason(record, states),
         )
 
@@ -243,6 +250,37 @@ class SkyServe:
         controllers = [each for each in clusters if str(each["name"]).startswith(CONTROLLER_PREFIX)]
         return all(each["status"] == "STOPPED" for each in controllers)
 
+    async def _controller(self, services: int) -> list[ReplicaSeen]:
+        """Look at the machine of the controller; each of our services pays its share of it."""
+        clusters = await self._do("status")
+        up = (each for each in clusters if str(each["name"]).startswith(CONTROLLER_PREFIX))
+        found = next((each for each in up if each["status"] != "STOPPED"), None)
+        if found is None:
+            return []
+        handle = found["handle"] if isinstance(found.get("handle"), dict) else {}
+        price = await asyncio.to_thread(self._price_of, handle)
+        return [
+            ReplicaSeen(
+                # How many share it is part of the name: a share of another size costs anew.
+                replica_id=f"controller 1/{services}" if services > 1 else "controller",
+                state=str(found["status"]).lower(),
+                usd_per_hour=None if price is None else round(price / services, SHARE_DIGITS),
+                is_controller=True,
+            )
+        ]
+
+    def _price_of(self, handle: Mapping[str, Any]) -> Decimal | None:
+        """What a cluster's machine costs; None where the catalog does not tell."""
+        if not handle.get("instance_type") or not handle.get("cloud") or handle.get("use_spot"):
+            return None
+        machine = find_machine(
+            self._sky.home / CATALOGS,
+            provider=str(handle["cloud"]),
+            instance_type=str(handle["instance_type"]),
+            region=handle.get("region"),
+        )
+        return None if machine is None else machine.usd_per_hour
+
     async def _pending(self, name: str) -> list[str]:
         """Requests under way that make this service: it is in no list until its controller has it."""
         return (await self._requests()).get(name, [])
@@ -292,6 +330,10 @@ class SkyServe:
     def _remote(self, name: str, record: Mapping[str, Any] | None) -> Remote:
         url = None if record is None else record.get("endpoint")
         return Remote(provider=self.name, remote_name=name, remote_id=name, url=url)
+
+
+def _is_ours(record: Mapping[str, Any]) -> bool:
+    return str(record["name"]).startswith(REMOTE_PREFIX)
 
 
 def _is_up(request: Mapping[str, Any]) -> bool:

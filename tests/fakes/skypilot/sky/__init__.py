@@ -108,6 +108,7 @@ def launch(task, cluster_name, down=False, idle_minutes_to_autostop=None):
         idle_minutes=idle_minutes_to_autostop,
     )
     _write(f"tasks/{cluster_name}.json", task.config)
+    (FOLDER / "cancelled" / cluster_name).unlink(missing_ok=True)
     subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("machine.py")), request_id, cluster_name],
         start_new_session=True,
@@ -220,7 +221,20 @@ def job_status(cluster_name, job_ids=None):
     if _read(f"clusters/{cluster_name}.json") is None:
         message = f"Cluster {cluster_name!r} does not exist."
         return _done("sky.job_status", error={"type": "ClusterDoesNotExist", "message": message})
-    return _done("sky.job_status", {"1": (_read("faults.json") or {}).get("command") or "RUNNING"})
+    is_cancelled = (FOLDER / "cancelled" / cluster_name).exists()
+    command = (_read("faults.json") or {}).get("command") or ("CANCELLED" if is_cancelled else "RUNNING")
+    return _done("sky.job_status", {"1": command})
+
+
+def endpoints(cluster, port=None):
+    """Clusters' ports are ports of this machine: `machine.py` has picked them."""
+    opened = _read(f"ports/{cluster}.json")
+    if opened is None:
+        error = {"type": "RuntimeError", "message": "No endpoints exposed yet."}
+        return _done("sky.endpoints", error=error)
+    return _done(
+        "sky.endpoints", {each: where for each, where in opened.items() if port in (None, int(each))}
+    )
 
 
 def tail_logs(cluster_name, job_id, follow, tail=0, output_stream=None):

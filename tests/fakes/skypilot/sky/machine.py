@@ -5,6 +5,7 @@ import importlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -58,6 +59,7 @@ def main(request_id, name):
     if sky._read(f"clusters/{name}.json") is None:
         return  # ended while it came up
     machine = FOLDER / "machines" / name
+    is_new = not machine.exists()
     machine.parent.mkdir(parents=True, exist_ok=True)
     machine.write_text(str(os.getpid()))
     handle = {
@@ -67,15 +69,31 @@ def main(request_id, name):
         "use_spot": offer.get("use_spot"),
         "instance_type": offer.get("instance_type"),
     }
+    ports = open_ports(offer.get("ports") or [], name, sky)
     sky._write(f"clusters/{name}.json", {**record, "status": "UP", "handle": handle})
     sky._write(f"requests/{request_id}.json", {**request, "status": "SUCCEEDED", "result": [1, handle]})
-    run(task, name, machine)
+    run(task, name, machine, ports, is_new=is_new)
 
 
-def run(task, name, machine):
+def open_ports(wanted, name, sky):
+    """Give a machine's ports numbers of their own here: it has no address of its own. They last as long as it does."""
+    known = sky._read(f"ports/{name}.json")
+    if known is None:
+        known = {}
+        for port in wanted:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                known[str(port)] = f"127.0.0.1:{free.getsockname()[1]}"
+        if known:
+            sky._write(f"ports/{name}.json", known)
+    return {port: where.rpartition(":")[2] for port, where in known.items()}
+
+
+def run(task, name, machine, ports, *, is_new):
     home = FOLDER / "homes" / name
-    shutil.rmtree(home, ignore_errors=True)
-    home.mkdir(parents=True)
+    if is_new:
+        shutil.rmtree(home, ignore_errors=True)
+    home.mkdir(parents=True, exist_ok=True)
     for there, here in (task.get("file_mounts") or {}).items():
         target = home / there.replace("~/", "")
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +101,11 @@ def run(task, name, machine):
     # What the task's setup installs on a real machine: here it is this test's own environment.
     python = home / ".tandemn" / "env" / "bin" / "python"
     python.parent.mkdir(parents=True, exist_ok=True)
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    # Listening on all addresses of the machine is listening on loopback here, on the port that its own stands for.
+    words = "".join(f'words=("${{words[@]/#{port}/{own}}}")\n' for port, own in ports.items())
+    python.write_text(
+        f'#!/bin/bash\nwords=("${{@/#0.0.0.0/127.0.0.1}}")\n{words}exec "{sys.executable}" "${{words[@]}}"\n'
+    )
     python.chmod(0o755)
     environment = {
         **os.environ,

@@ -35,7 +35,8 @@ def up(task, service_name):
 
 
 def _register(service_name):
-    _write(f"clusters/{_CONTROLLER}.json", {"name": _CONTROLLER, "status": "UP"})
+    handle = {"cloud": "aws", "region": "us-east-1", "instance_type": "m6i.xlarge", "use_spot": False}
+    _write(f"clusters/{_CONTROLLER}.json", {"name": _CONTROLLER, "status": "UP", "handle": handle})
     (FOLDER / "machines" / _CONTROLLER).touch()
     _write(
         f"services/{service_name}.json",
