@@ -52,7 +52,21 @@ def vms_csv() -> str:
             for zone in (1, 2)
             if region in REGIONS
         ]
+    # What routers run on: no GPU.
+    rows += [f"c6i.large,,,2.0,4.0,,0.085,0.03,{region},{REGIONS[region]}-az1,x86_64" for region in REGIONS]
     return "\n".join(rows) + "\n"
+
+
+def _open_to_the_internet(ec2: Any) -> None:
+    """Give the default VPC the gateway that Amazon's has, and moto's has not: SkyPilot takes no private subnet."""
+    [vpc] = ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["true"]}])["Vpcs"]
+    gateway = ec2.create_internet_gateway()["InternetGateway"]["InternetGatewayId"]
+    ec2.attach_internet_gateway(InternetGatewayId=gateway, VpcId=vpc["VpcId"])
+    tables = ec2.describe_route_tables(Filters=[{"Name": "vpc-id", "Values": [vpc["VpcId"]]}])["RouteTables"]
+    for table in tables:
+        ec2.create_route(
+            RouteTableId=table["RouteTableId"], DestinationCidrBlock="0.0.0.0/0", GatewayId=gateway
+        )
 
 
 class Aws:
@@ -87,6 +101,8 @@ class Aws:
         while not self._answers():
             assert time.monotonic() < end, (folder / "moto.log").read_text()
             time.sleep(0.2)
+        for region in REGIONS:
+            _open_to_the_internet(self.client("ec2", region))
         images = folder / ".sky" / "catalogs" / "v8" / "aws" / "images.csv"
         images.write_text(self._images_csv())
 

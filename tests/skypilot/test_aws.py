@@ -14,6 +14,7 @@ import pytest
 import yaml
 from tests.fakes.sky import until
 from tests.fleet.test_skypilot_task import TASKS, spec
+from tests.serving.providers.test_skypilot_router import FLAGS, setup
 from tests.skypilot.aws import KEY, Aws
 from tests.skypilot.slurm import PYTHON, told
 
@@ -29,6 +30,10 @@ from tandemn.placement.catalog.skypilot import read_catalogs
 from tandemn.placement.quota import QuotaReader, free_vcpus
 from tandemn.protocol.jobs import ReplicaConfig
 from tandemn.protocol.replicas import Market
+from tandemn.serving.providers.skypilot_router import SkyPilotRouters
+from tandemn.serving.providers.skypilot_router_task import router_task
+from tandemn.serving.spec import spec_from_flags
+from tandemn.settings import Settings
 from tandemn.skypilot.clouds import enabled_clouds
 from tandemn.skypilot.environment import SkyPilot, task
 
@@ -104,6 +109,14 @@ def test_tasks_are_accepted_by_skypilot_itself(name, site):
     ranked = site.places(given.config)
     assert ranked
     config = _task(spec(config=given.config, places=ranked, engine=given.engine))
+    site.sky.call("launch", within_s=LAUNCH_S, task=task(config), cluster_name="t", dryrun=True)
+
+
+def test_a_routers_machine_is_accepted_by_skypilot_itself(site, tmp_path):
+    host = SkyPilotRouters(site.sky, Settings(home=tmp_path))
+    plan = host.plan(spec_from_flags({**FLAGS, "router_cloud": "aws"}))
+    assert plan.usd_per_hour == Decimal("0.085")
+    config = router_task(plan.request, Path(__file__), setup("a"))
     site.sky.call("launch", within_s=LAUNCH_S, task=task(config), cluster_name="t", dryrun=True)
 
 

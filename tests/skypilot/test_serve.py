@@ -9,12 +9,15 @@ import subprocess
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from tests.fakes.router_rig import Rig, ask, backend, free_port, metrics, wait_for
 from tests.skypilot.slurm import PYTHON, catalogs, told
 
+from tandemn.serving.providers.skypilot_router_task import router_request, router_task
 from tandemn.serving.providers.skyserve_service import service_task
+from tandemn.serving.router_host import RouterSetup
 from tandemn.serving.spec import spec_from_flags
 
 pytestmark = pytest.mark.skypilot
@@ -125,6 +128,14 @@ def test_a_replica_is_killed_under_load_and_no_request_fails(rig, balancer):
     assert controller.seen > 0, "what its autoscaler scales by went through it"
 
 
+#: What routers run on, as the clouds' catalogs have it.
+MACHINES = """InstanceType,AcceleratorName,AcceleratorCount,vCPUs,MemoryGiB,GpuInfo,Price,SpotPrice,Region,AvailabilityZone,Arch
+{instance},,,2.0,8.0,,0.085,0.03,{region},{zone},x86_64
+"""
+PLACES = {
+    "aws": {"instance": "c6i.large", "region": "us-east-1", "zone": "use1-az1"},
+    "gcp": {"instance": "e2-standard-2", "region": "us-central1", "zone": "us-central1-a"},
+}
 POLICY = {"gpu": "L4", "model": "Qwen/Qwen3-0.6B", "service_name": "one"}
 
 
@@ -137,11 +148,26 @@ def test_services_are_accepted_by_skypilots_own_validation(cloud, tmp_path):
         "task = sky.Task.from_yaml_config(json.load(sys.stdin)); task.validate(skip_file_mounts=True); "
         "serve_utils.validate_service_task(task, pool=False); print(task.service)"
     )
-    catalogs(tmp_path)
+    is_accepted(check, config, tmp_path)
+
+
+@pytest.mark.parametrize("cloud", ["aws", "gcp"])
+def test_routers_machines_are_accepted_by_skypilots_own_validation(cloud, tmp_path):
+    request = router_request(spec_from_flags({**POLICY, "router_cloud": cloud}), None, None)
+    config = router_task(request, Path(__file__), RouterSetup(table=b"{}", admin_key="x"))
+    check = (
+        "import json, sys, sky; task = sky.Task.from_yaml_config(json.load(sys.stdin)); "
+        "task.validate(); print(task.resources)"
+    )
+    is_accepted(check, config, tmp_path)
+
+
+def is_accepted(check, config, home):
+    catalogs(home, {cloud: MACHINES.format(**names) for cloud, names in PLACES.items()})
     found = subprocess.run(
         [str(PYTHON), "-c", check],
         input=json.dumps(config),
-        env={**os.environ, "HOME": str(tmp_path)},
+        env={**os.environ, "HOME": str(home)},
         capture_output=True,
         text=True,
         check=False,

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
 import yaml
+from tests.fakes.router_rig import free_port
 from tests.process import watch
 from tests.process.conftest import built
 from tests.process.house import House, chat_lines, read_lines
+from tests.serving.providers.test_skypilot_router import FLAGS, names_of, setup
 from tests.skypilot.slurm import SkyHome, Slurm, told
 
 from tandemn.fleet.launchers.tunnels import port_of
+from tandemn.protocol.deployments import BackendState
+from tandemn.serving.providers import skypilot_router, skypilot_router_task
+from tandemn.serving.spec import spec_from_flags
+from tandemn.settings import Settings
 from tandemn.skypilot.environment import SkyPilot, task
 
 pytestmark = pytest.mark.skypilot
@@ -168,6 +175,52 @@ def test_a_control_plane_that_died_adopts_its_clusters_and_opens_its_tunnels_aga
     assert site.replicas(job, "running") == [f"{job}-r0"]
     assert site.house.run("cancel", job).returncode == 0
     site.house.wait_for(lambda: site.slurm.jobs() == {}, timeout=300)
+
+
+def test_a_router_on_a_machine_of_its_own_is_launched_adopted_and_ended(site, tmp_path, monkeypatch):
+    port = free_port()
+    for module in (skypilot_router, skypilot_router_task):
+        monkeypatch.setattr(module, "PORT", port)
+    # Its machine is this one: nobody else should reach it.
+    monkeypatch.setattr(skypilot_router_task, "HOST", "127.0.0.1")
+    python, environment = site.home.environment["TANDEMN_SKYPILOT_PYTHON"], site.house.environment
+
+    @asynccontextmanager
+    async def opened():
+        sky = SkyPilot(python, tmp_path / "sky.log", environment=environment)
+        host = skypilot_router.SkyPilotRouters(sky, Settings(home=tmp_path), grace_s=1)
+        yield host
+        await host.close()
+
+    async def live() -> None:
+        began = time.monotonic()
+        async with opened() as host:
+            plan = host.plan(spec_from_flags({**FLAGS, "router_cloud": "slurm"}))
+            remote = await host.ensure(plan, setup("a"))
+            status = await host.status(remote)
+            while status.state is not BackendState.READY:
+                assert status.state is BackendState.PROVISIONING, status
+                assert time.monotonic() - began < LAUNCH_S, status
+                await asyncio.sleep(2)
+                status = await host.status(remote)
+            told(f"a router's machine answers after {time.monotonic() - began:.0f} s")
+        jobs = site.slurm.jobs()
+        assert len(jobs) == 1
+        async with opened() as other:
+            assert [each.remote_name for each in await other.find()] == [plan.remote_name]
+            adopted = await other.ensure(plan, setup("a", "b"))
+            assert await names_of(adopted) == ["a", "b"]
+            assert site.slurm.jobs() == jobs
+            assert plan.remote_name in site.home.sky("status")
+            began = time.monotonic()
+            while not await other.delete(plan.remote_name):
+                assert time.monotonic() - began < LAUNCH_S
+                await asyncio.sleep(0.5)
+            told(f"it is gone after {time.monotonic() - began:.0f} s")
+            assert await other.find() == []
+        assert site.slurm.jobs() == {}
+
+    asyncio.run(live())
 
 
 def test_what_is_wrong_on_the_machine_ends_the_replica_and_is_told(site, launch_s):

@@ -127,7 +127,7 @@ async def open_services(settings: Settings, *, server_url: str) -> AsyncIterator
             clock,
             lease_s=settings.leader_lease_s,
         ),
-        providers=Providers(),
+        providers=Providers(clouds.sky),
         keyring=Keyring(home / "keys"),
         quotas=QuotaReader(clock),
         server_url=settings.public_url or server_url,

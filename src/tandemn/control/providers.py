@@ -14,15 +14,21 @@ if TYPE_CHECKING:
     from tandemn.protocol.deployments import DeploymentSpec
     from tandemn.serving.providers.provider import Provider
     from tandemn.serving.router_host import RouterHost
+    from tandemn.skypilot.environment import SkyPilot
 
 #: How long connections may take to close.
 CLOSE_S = 5.0
 
 
 class Providers:
-    """Opens them when they are needed: an SDK takes a second to import, and most are never used."""
+    """Opens them when they are needed: an SDK takes a second to import, and most are never used.
 
-    def __init__(self) -> None:
+    Args:
+        sky: what those call that go through SkyPilot; None: each opens its own. It is closed by whoever opened it.
+    """
+
+    def __init__(self, sky: SkyPilot | None = None) -> None:
+        self._sky = sky
         self._providers: dict[tuple[str, str | None, str | None], Provider] = {}
         self._hosts: dict[str, RouterHost] = {}
         self._opening: defaultdict[object, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -40,7 +46,7 @@ class Providers:
             if key not in self._providers:
                 # In a thread: importing an SDK would hold up everyone else.
                 self._providers[key] = await asyncio.to_thread(
-                    open_provider, name, project=project, region=region
+                    open_provider, name, project=project, region=region, sky=self._sky
                 )
             return self._providers[key]
 
@@ -53,7 +59,7 @@ class Providers:
         """
         async with self._opening["host", name]:
             if name not in self._hosts:
-                self._hosts[name] = await asyncio.to_thread(open_host, name)
+                self._hosts[name] = await asyncio.to_thread(open_host, name, sky=self._sky)
             return self._hosts[name]
 
     async def close(self) -> None:

@@ -18,10 +18,12 @@ import pytest
 import yaml
 from tests.fakes.sky import FakeSky, Faults
 
+from tandemn.control.providers import Providers
 from tandemn.errors import Conflict, InvalidInput, NotFound, Retryable
 from tandemn.protocol.deployments import BackendState
 from tandemn.serving.certificate import read_certificate, trusted
 from tandemn.serving.providers.adapters import open_host
+from tandemn.serving.providers.provider import SKYSERVE
 from tandemn.serving.providers.skypilot_router import UNENCRYPTED, SkyPilotRouters
 from tandemn.serving.providers.skypilot_router_task import router_request, router_task
 from tandemn.serving.router_host import LOCAL_HOST, SKYPILOT_HOST, RouterPlan, RouterSetup, host_name
@@ -139,6 +141,18 @@ def test_where_a_router_runs_follows_from_its_spec():
     assert host_name(SPEC) == SKYPILOT_HOST
     assert host_name(spec_from_flags({**FLAGS, "router_cloud": None})) == LOCAL_HOST
     assert isinstance(open_host(SKYPILOT_HOST), SkyPilotRouters)
+
+
+async def test_one_worker_of_skypilot_serves_all_that_call_it(fake, tmp_path):
+    sky = SkyPilot(fake.python(), tmp_path / "sky.log", environment=fake.environment)
+    providers = Providers(sky)
+    host, skyserve = await providers.host(SKYPILOT_HOST), await providers.provider(SKYSERVE)
+    assert (await host.check()).detail == (await skyserve.check()).detail
+    worker = sky._worker
+    await providers.close()
+    assert sky._worker is worker is not None
+    assert worker.process.poll() is None, "whoever opened it closes it"
+    sky.close()
 
 
 @pytest.mark.parametrize(

@@ -64,12 +64,16 @@ class SkyPilotRouters:
         sky: SkyPilot's environment.
         loaded: settings of this machine.
         grace_s: how long streams under way have when a router is to end.
+        is_shared: whether somebody else closes `sky`.
     """
 
     name = SKYPILOT_HOST
 
-    def __init__(self, sky: SkyPilot, loaded: Settings, *, grace_s: float = GRACE_S) -> None:
+    def __init__(
+        self, sky: SkyPilot, loaded: Settings, *, grace_s: float = GRACE_S, is_shared: bool = False
+    ) -> None:
         self._sky = sky
+        self._is_shared = is_shared
         self._settings = loaded
         self._grace_s = grace_s
         self._session: aiohttp.ClientSession | None = None
@@ -81,6 +85,11 @@ class SkyPilotRouters:
         """Open SkyPilot as the settings name it; its worker starts with the first call."""
         loaded = settings.load()
         return cls(SkyPilot(loaded.skypilot_python, loaded.home_path / "logs" / "skypilot.log"), loaded)
+
+    @classmethod
+    def over(cls, sky: SkyPilot) -> Self:
+        """Share an environment that somebody else closes."""
+        return cls(sky, settings.load(), is_shared=True)
 
     async def check(self) -> Account:
         clouds = await asyncio.to_thread(enabled_clouds, self._sky)
@@ -179,7 +188,8 @@ class SkyPilotRouters:
         if self._session is not None:
             await self._session.close()
             self._session = None
-        await asyncio.to_thread(self._sky.close)
+        if not self._is_shared:
+            await asyncio.to_thread(self._sky.close)
 
     # --- the router itself ---
 

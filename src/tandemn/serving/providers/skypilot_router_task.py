@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 #: What our routers' clusters are called begins with this: `tandemn-router-chat`. Replicas' begin with `tandemn-job-`.
 ROUTER_PREFIX = f"{PREFIX}router-"
-#: Where clients reach it.
-PORT = 8080
+#: Where it listens, and clients reach it.
+HOST, PORT = "0.0.0.0", 8080  # noqa: S104 - the one port of its machine that is open, and guarded by its keys
 #: Two vCPUs and 4 GiB: one for the router's only thread, one for everything else. Elsewhere SkyPilot finds one like it.
 INSTANCES = {"aws": "c6i.large", "gcp": "e2-standard-2", "azure": "Standard_D2s_v5"}
 #: In GB: the image, and next to nothing beside it.
@@ -84,7 +84,7 @@ def router_task(
 
 
 def _run(*, is_public: bool, has_certificate: bool) -> str:
-    command = f"{PYTHON} -m tandemn.router --host 0.0.0.0 --port {PORT} --grace-s {GRACE_S}"
+    command = f"{PYTHON} -m tandemn.router --host {HOST} --port {PORT} --grace-s {GRACE_S}"
     command += " --table table.json --state meter.json"
     command += " --cert router.pem" if has_certificate else ""
     command += " --public" if is_public else ""

@@ -75,13 +75,17 @@ class SkyServe:
     Args:
         sky: SkyPilot's environment.
         offers: what can be rented, for prices.
+        is_shared: whether somebody else closes `sky`.
     """
 
     name = SKYSERVE
     market = Market.SPOT
 
-    def __init__(self, sky: SkyPilot, offers: Sequence[Offer] | None = None) -> None:
+    def __init__(
+        self, sky: SkyPilot, offers: Sequence[Offer] | None = None, *, is_shared: bool = False
+    ) -> None:
         self._sky = sky
+        self._is_shared = is_shared
         self._offers = offers
 
     @classmethod
@@ -90,6 +94,11 @@ class SkyServe:
         del project, region
         loaded = settings.load()
         return cls(SkyPilot(loaded.skypilot_python, loaded.home_path / "logs" / "skyserve.log"))
+
+    @classmethod
+    def over(cls, sky: SkyPilot) -> Self:
+        """Share an environment that somebody else closes."""
+        return cls(sky, is_shared=True)
 
     async def check(self) -> Account:
         clouds = await asyncio.to_thread(enabled_clouds, self._sky)
@@ -227,7 +236,8 @@ class SkyServe:
         return text.splitlines()
 
     async def close(self) -> None:
-        await asyncio.to_thread(self._sky.close)
+        if not self._is_shared:
+            await asyncio.to_thread(self._sky.close)
 
     # --- what SkyPilot knows ---
 
