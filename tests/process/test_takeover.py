@@ -40,6 +40,28 @@ def leads(url: str) -> bool:
     return False
 
 
+def elected_after(url: str, began: float) -> float:
+    """Seconds from `began` until the control plane at `url` leads."""
+    end = began + TAKEOVER_S
+    while time.monotonic() < end:
+        if leads(url):
+            return time.monotonic() - began
+        time.sleep(0.05)
+    raise AssertionError(f"nobody led within {TAKEOVER_S:g} s: {ask_server(url)}")
+
+
+def runners(house) -> Counter[str]:
+    """How many runners there are of each replica."""
+    lines = []
+    for process in house.processes():
+        with suppress(psutil.Error):
+            lines.append(process.cmdline())
+    # What a runner starts is called otherwise: its leash and its engine.
+    return Counter(
+        line[line.index("--replica") + 1] for line in lines if line[1:3] == ["-m", "tandemn.runner"]
+    )
+
+
 def check_nothing_twice(house, job: str) -> None:
     """Each replica was launched once and no other time: by the record, and by what its own log says."""
     launched = Counter(each["replica_id"] for each in watch.events(house, job, "replica_launched"))
@@ -128,3 +150,42 @@ def test_a_leader_that_ends_in_order_hands_over_with_replicas_and_queue(house):
     check_all_there(house, job)
     assert {each["replica_id"]: each["pid"] for each in watch.replicas(house, job)} == before
     watch.check_nothing_left(house, job)
+
+
+#: Each is gone for the other control plane in its own way: its process is seen to be gone; nothing is heard of it,
+#: as of another machine.
+MOMENTS = [("launching", signal.SIGKILL), ("computing", signal.SIGKILL), ("computing", signal.SIGSTOP)]
+
+
+@pytest.mark.slow
+def test_leaders_killed_one_after_another_under_load(house):
+    """3,000 requests on four replicas; `pytest -s` prints how long nobody led, each time."""
+    requests, engine = 3000, ("--slots", "8", "--decode-step-s", "0.02")
+    house.run("server", "start")
+    job = begin(house, requests, "--replicas", "4", "--chunk-size", "25", engine=engine)
+    leader = json.loads((house.home / "server.json").read_text())
+    seconds, stopped = [], []
+    for number, (moment, sign) in enumerate(MOMENTS):
+        other = add_standby(house)
+        assert leads(leader["url"])
+        if moment == "launching":
+            house.wait_for(lambda: watch.events(house, job, "replica_launched"))
+        else:
+            done = watch.done(house, job) + 10
+            house.wait_for(lambda done=done: watch.computing(house, job) and watch.done(house, job) > done)
+        began = time.monotonic()
+        os.kill(leader["pid"], sign)
+        seconds.append(round(elected_after(other["url"], began), 2))
+        if sign == signal.SIGSTOP:
+            stopped.append(leader["pid"])
+        assert watch.state(house, job) != "completed", f"too quick to show anything: {number}"
+        assert set(runners(house).values()) <= {1}
+        leader = other
+    for pid in stopped:
+        os.kill(pid, signal.SIGKILL)
+    watch.wait(house, job, "completed")
+    check_all_there(house, job, requests)
+    assert len(watch.replicas(house, job)) == 4, "a replica was replaced that never died"
+    recomputed = watch.status(house, job)["requests"]["recomputed"]
+    watch.check_nothing_left(house, job)
+    print(json.dumps({"takeover_s": seconds, "requests": requests, "recomputed": recomputed}))  # noqa: T201 - what the test is run for
