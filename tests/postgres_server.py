@@ -76,7 +76,7 @@ def running() -> Iterator[Postgres]:
     """Start a server, and end it with all that it wrote."""
     folder = Path(tempfile.mkdtemp(prefix="tdm-pg-", dir="/tmp"))
     user = USER if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
-    bin_folder = _bin_folder()
+    bin_folder = programs()
     folder.chmod(0o755)
     data = folder / "data"
     data.mkdir(mode=0o700)
@@ -124,7 +124,7 @@ def running() -> Iterator[Postgres]:
 def missing() -> str | None:
     """What has to be installed before a server can be started here."""
     try:
-        _bin_folder()
+        programs()
         if os.geteuid() == 0:
             pwd.getpwnam(USER)
     except (FileNotFoundError, KeyError):
@@ -132,8 +132,8 @@ def missing() -> str | None:
     return None
 
 
-def _bin_folder() -> Path:
-    """The newest of Debian's versions, else what is on PATH."""
+def programs() -> Path:
+    """Where `postgres`, `pg_dump` and the like are: the newest of Debian's versions, else what is on PATH."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda each: int(each.parts[-3]))
     if found:
         return found[-1].parent

@@ -258,7 +258,8 @@ def _translate(exc: Exception, url: str, name: str) -> TandemnError:  # noqa: PL
 def _cause(exc: Exception) -> str:
     """Name the fault without quoting the vendor's message, which may hold an access key."""
     text = str(exc)
-    if code := re.search(r"<Code>(\w{1,60})</Code>", text):
+    # As S3 writes it; and as obstore repeats it of one of the objects of a bulk delete.
+    if code := re.search(r"<Code>(\w{1,60})</Code>", text) or re.search(r'\bcode: "(\w{1,60})"', text):
         return code[1]
     if status := re.search(r"status code: (\d{3})", text):
         return f"HTTP {status[1]}"

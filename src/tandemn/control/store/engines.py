@@ -25,9 +25,11 @@ BUSY_MS = 30_000
 POOL_SIZE = 8
 #: PostgreSQL's words for: this transaction and another could not both have run alone; or they wait for each other.
 _TO_BE_REPEATED = frozenset({"40001", "40P01"})
-#: What a PostgreSQL server that has gone away without a word may cost, and a transaction that hangs: seconds, ms.
+#: For how long a PostgreSQL server that has gone away without a word may leave unanswered what was sent, in seconds;
+#: where nothing was sent, it is asked after that time, and given as long again.
+SILENCE_S = 10
+#: How long one may take to let us in, and a transaction that hangs may hang: seconds, ms.
 _CONNECT_S = 5
-_SILENCE_MS = 10_000
 _STATEMENT_MS = 60_000
 
 
@@ -72,8 +74,10 @@ def _postgres(url: str) -> Engine:
         parsed = parsed.set(drivername="postgresql+psycopg")
     limits = {
         "connect_timeout": _CONNECT_S,
-        "tcp_user_timeout": _SILENCE_MS,
-        "keepalives_idle": _SILENCE_MS // 1000,
+        "tcp_user_timeout": SILENCE_S * 1000,
+        "keepalives_idle": SILENCE_S,
+        "keepalives_interval": SILENCE_S // 2,
+        "keepalives_count": 2,
         "options": f"-c statement_timeout={_STATEMENT_MS} -c idle_in_transaction_session_timeout={_STATEMENT_MS}",
     }
     try:
