@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from tandemn import __version__
 from tandemn.errors import ServerUnavailable, TandemnError
-from tandemn.protocol import deployments, handshake, jobs, keys, openai, plans, replicas, upkeep
+from tandemn.protocol import deployments, handshake, jobs, keys, metrics, openai, plans, replicas, upkeep
 from tandemn.protocol import errors as wire
 from tandemn.protocol.cost import DeploymentCostView
 
@@ -288,6 +288,13 @@ class UserClient(_Http):
     async def events(self, job_id: str, *, after: int = 0, limit: int = 1000) -> jobs.EventList:
         params = {"after": str(after), "limit": str(limit)}
         return await self._call("GET", f"/api/jobs/{job_id}/events", jobs.EventList, params=params)
+
+    async def metrics(
+        self, job_id: str, *, replica: str | None = None, series: bool = False
+    ) -> metrics.JobMetrics:
+        params = {"series": "true"} if series else {}
+        params |= {"replica": replica} if replica else {}
+        return await self._call("GET", f"/api/jobs/{job_id}/metrics", metrics.JobMetrics, params=params)
 
     async def server_events(
         self, *, after: int = 0, limit: int = 1000, actor: str | None = None

@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tandemn.errors import InvalidInput
 from tandemn.fleet.engines.engine import EngineName  # noqa: TC001 - pydantic reads annotations at run time
+from tandemn.logs import LogFormat
 
 #: First port that the embedded control plane tries; another free one is taken where it is in use.
 EMBEDDED_PORT = 26336
@@ -105,6 +106,8 @@ class Settings(BaseSettings):
     """How long a callback that Koi does not take is kept and tried again."""
     koi_heartbeat_s: float = Field(default=30.0, gt=0)
     """How often Koi is told that a launch goes on."""
+    log_format: LogFormat = LogFormat.LOGFMT
+    """How the control plane, and local deployments' fleets, write their logs; replicas always write JSON."""
     nodes: int = Field(default=1, ge=1)
     """Machines that this replica spans."""
     node_rank: int = Field(default=0, ge=0)

@@ -14,7 +14,7 @@ from aiohttp import BodyPartReader, web
 
 from tandemn import __version__
 from tandemn.errors import Conflict, NotAllowed, NotFound, TandemnError
-from tandemn.protocol import deployments, handshake, jobs, keys, openai, plans
+from tandemn.protocol import deployments, handshake, jobs, keys, metrics, openai, plans
 from tandemn.protocol import errors as wire
 
 
@@ -111,6 +111,7 @@ class FakeControlPlane:
         self.outputs: dict[str, bytes] = {}
         self.error_files: dict[str, bytes] = {}
         self.logs: dict[str, bytes] = {}
+        self.metrics: dict[str, list[metrics.JobMetrics]] = {}
         self.events: dict[str, list[jobs.EventView]] = {}
         self.files: dict[str, bytes] = {}
         self.refusals: dict[tuple[str, str], TandemnError] = {}
@@ -177,6 +178,7 @@ class FakeControlPlane:
                 web.get("/api/jobs/{job}/output", self._output),
                 web.get("/api/jobs/{job}/errors", self._errors),
                 web.get("/api/jobs/{job}/logs", self._logs),
+                web.get("/api/jobs/{job}/metrics", self._metrics),
                 web.get("/api/jobs/{job}/events", self._events),
                 web.post("/api/jobs/{job}/cancel", self._end),
                 web.post("/api/jobs/{job}/destroy", self._end),
@@ -251,6 +253,10 @@ class FakeControlPlane:
     async def _delete_file(self, request: web.Request) -> web.Response:
         self.files.pop(request.match_info["id"])
         return _json(openai.FileDeleted(id=request.match_info["id"]))
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        found = self.metrics[request.match_info["job"]]
+        return _json(found.pop(0) if len(found) > 1 else found[0])
 
     async def _plan_job(self, _request: web.Request) -> web.Response:
         assert self.job_plan is not None

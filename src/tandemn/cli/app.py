@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "swap": ("replicas", "replace the replicas of a running job by others"),
     "cost": ("cost", "what was spent, by job and by part"),
     "logs": ("logs", "what replicas, backends and routers wrote"),
+    "metrics": ("metrics", "what a job's engines and machines do, or did"),
     "events": ("logs", "what happened to a job or deployment, or on the whole control plane"),
     "show-gpus": ("show_gpus", "what can be rented, compared"),
     "quota": ("plan", "what AWS lets this account launch"),

@@ -13,6 +13,7 @@ from tandemn.cli import embedded, options
 from tandemn.cli.connection import connect, is_elsewhere
 from tandemn.cli.output import emit, note, say
 from tandemn.errors import Conflict, InvalidInput
+from tandemn.logs import LogFormat
 from tandemn.protocol.jobs import ServerStatus
 from tandemn.server_records import ServerRecord
 from tandemn.settings import Settings, child_environment, load
@@ -39,6 +40,10 @@ def start(
         Path | None,
         typer.Option("--tls-key", metavar="FILE", help="PEM key, where the certificate's file lacks it."),
     ] = None,
+    log_format: Annotated[
+        LogFormat | None,
+        typer.Option("--log-format", help="Of its log; default: TANDEMN_LOG_FORMAT, else logfmt."),
+    ] = None,
     foreground: Annotated[
         bool, typer.Option("--foreground", help="Stay in this terminal, log to stderr, end on Ctrl-C.")
     ] = False,
@@ -64,6 +69,7 @@ def start(
     """
     settings = load()
     arguments = _arguments(host, port, tls_cert, tls_key)
+    arguments += ["--log-format", log_format.value] if log_format is not None else []
     if foreground:
         if not standby:
             asyncio.run(_refuse_second(settings))

@@ -11,6 +11,7 @@ from tandemn import settings
 from tandemn.control.daemon import serve
 from tandemn.control.listeners import Tls
 from tandemn.errors import TandemnError
+from tandemn.logs import LogFormat
 
 
 def main() -> int:
@@ -20,13 +21,15 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=0, help="0: the usual one if it is free, else any")
     parser.add_argument("--tls-cert", type=Path)
     parser.add_argument("--tls-key", type=Path)
+    parser.add_argument("--log-format", type=LogFormat, help="default: TANDEMN_LOG_FORMAT")
     parser.add_argument("--standby", action="store_true", help="beside another one of this state folder")
     options = parser.parse_args()
     tls = Tls(cert=options.tls_cert, key=options.tls_key) if options.tls_cert else None
     try:
-        asyncio.run(
-            serve(settings.load(), host=options.host, port=options.port, tls=tls, is_standby=options.standby)
-        )
+        chosen = settings.load()
+        if options.log_format is not None:
+            chosen = chosen.model_copy(update={"log_format": options.log_format})
+        asyncio.run(serve(chosen, host=options.host, port=options.port, tls=tls, is_standby=options.standby))
     except TandemnError as exc:
         print(f"error: {exc} [{exc.code}]", file=sys.stderr)  # noqa: T201 - the starter shows it
         return exc.exit_code

@@ -25,6 +25,7 @@ from tandemn.control.api import (
     fleet,
     jobs,
     keys,
+    metrics,
     plans,
     replicas,
     server,
@@ -77,7 +78,20 @@ def create_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     failures.install(app)
-    for module in (server, keys, files, batches, jobs, cost, fleet, plans, deployments, upkeep, replicas):
+    for module in (
+        server,
+        keys,
+        files,
+        batches,
+        jobs,
+        cost,
+        metrics,
+        fleet,
+        plans,
+        deployments,
+        upkeep,
+        replicas,
+    ):
         app.include_router(module.router)
     app.add_middleware(Gate, services=services)
     return app

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import structlog
 import uvicorn
 
-from tandemn import server_records
+from tandemn import logs, server_records
 from tandemn.control.app import create_app, keep_going, open_services
 from tandemn.control.connections import Connections, guarded
 from tandemn.control.embedded_redis import EmbeddedRedis
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tandemn.control.leadership import Leadership
     from tandemn.control.listeners import Tls
     from tandemn.control.services import Services
+    from tandemn.logs import LogFormat
     from tandemn.server_records import ServerRecord
     from tandemn.settings import Settings
 
@@ -59,7 +60,7 @@ async def serve(
     """
     if tls is not None:
         tls.check()
-    _configure_logs()
+    _configure_logs(settings.log_format)
     _raise_descriptor_limit()
     with (
         Home(settings.home_path, is_standby=is_standby) as home,
@@ -162,17 +163,10 @@ def _raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _configure_logs() -> None:
+def _configure_logs(log_format: LogFormat) -> None:
     # Whatever is sent to a port that is no HTTP would be a line of its own there.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
-        ]
-    )
+    logs.configure(log_format)
 
 
 async def _until_started(server: uvicorn.Server) -> None:

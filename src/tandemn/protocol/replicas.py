@@ -80,15 +80,43 @@ class Assignment(BaseModel):
 
 
 class EngineReading(BaseModel):
-    """The engine's own figures at the last heartbeat."""
+    """The engine's own figures at the last heartbeat; None where it does not tell."""
 
     running: int = 0
     waiting: int = 0
     kv_cache_use: float | None = None
+    """0 to 1."""
     prompt_tokens: int | None = None
+    """Since the engine began; so are the next ones, the last two as means."""
     generated_tokens: int | None = None
+    tokens_per_s: float | None = None
+    """Generated between its last two readings, a few seconds apart."""
     ttft_s: float | None = None
     tpot_s: float | None = None
+
+
+class GpuReading(BaseModel):
+    """One GPU of a replica's machine; None where the driver does not tell."""
+
+    use: float | None = None
+    """0 to 1."""
+    memory_used_bytes: int | None = None
+    memory_total_bytes: int | None = None
+
+
+#: GPUs of one machine that are told of at most.
+MAX_GPUS = 64
+
+
+class MachineReading(BaseModel):
+    """The machine that a replica runs on, which others may share."""
+
+    cpu_use: float = Field(ge=0, le=1)
+    """Of all cores."""
+    memory_used_bytes: int
+    memory_total_bytes: int
+    gpus: list[GpuReading] = Field(default=[], max_length=MAX_GPUS)
+    """As many as the machine has, in the driver's order; empty where there is no NVIDIA driver."""
 
 
 class ChunkProgress(BaseModel):
@@ -108,6 +136,7 @@ class Heartbeat(BaseModel):
     state: Literal["starting", "running", "draining"]
     chunks: list[ChunkProgress] = []
     engine: EngineReading | None = None
+    machine: MachineReading | None = None
     requests_done: int = 0
     """Answers since the runner began."""
     output_tokens: int = 0

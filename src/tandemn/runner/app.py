@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import logging
 import shutil
 import signal
-import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +14,7 @@ from typing import TYPE_CHECKING
 import structlog
 import uvloop
 
-from tandemn import server_records
+from tandemn import logs, server_records
 from tandemn import settings as settings_module
 from tandemn.client import ReplicaClient
 from tandemn.clock import SystemClock
@@ -24,6 +22,7 @@ from tandemn.errors import TandemnError
 from tandemn.fleet.engines.adapters import adapters, choose
 from tandemn.fleet.engines.engine import EngineName
 from tandemn.fleet.remains import SPOOL
+from tandemn.logs import LogFormat
 from tandemn.protocol.replicas import Goodbye
 from tandemn.runner.ending import Ending
 from tandemn.runner.follower import follow
@@ -47,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one replica; return the exit code: 0 done, 1 failed, 2 wrong usage."""
     options = _options(arguments)
     settings = settings_module.load()
-    _log_to_stderr(options.replica)
+    # Always for programs: `tandemn logs` leads each line by its replica, whatever the control plane's own log is like.
+    logs.configure(LogFormat.JSON)
+    structlog.contextvars.bind_contextvars(replica_id=options.replica)
     if settings.replica_token is None:
         _log.error("TANDEMN_REPLICA_TOKEN is not set")
         return 2
@@ -83,21 +84,6 @@ def _servers_of(home: Path) -> list[str]:
     return [record.url for record in server_records.living(home)]
 
 
-def _log_to_stderr(replica_id: str) -> None:
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-    structlog.contextvars.bind_contextvars(replica=replica_id)
-
-
 async def _run(client: ReplicaClient, settings: Settings, folder: Path) -> int:
     told = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -117,7 +103,8 @@ async def _live(client: ReplicaClient, settings: Settings, folder: Path, told: a
     if assignment is None:
         return 0
     client.know_servers(assignment.servers)
-    _log.info("assignment", job=assignment.job_id, engine=assignment.engine, model=assignment.model)
+    structlog.contextvars.bind_contextvars(job_id=assignment.job_id)
+    _log.info("assignment", engine=assignment.engine, model=assignment.model)
     try:
         name = choose(assignment.model, EngineName(assignment.engine))
     except ValueError:

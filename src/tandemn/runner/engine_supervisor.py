@@ -212,6 +212,7 @@ class EngineSupervisor:
 
     async def _read_figures(self, feeder: Feeder, slots: int) -> None:
         """Read the engine's figures every few seconds, and move the feeder's limit by them."""
+        before, read_at = None, 0.0
         while True:
             await asyncio.sleep(READING_S)
             process = self._process
@@ -224,15 +225,19 @@ class EngineSupervisor:
             except (aiohttp.ClientError, TimeoutError, OSError) as exc:
                 _log.debug("engine tells no figures", error=str(exc))
                 continue
+            now = time.monotonic()
+            generated = metrics.generated_tokens
             self.reading = EngineReading(
                 running=metrics.running,
                 waiting=metrics.waiting,
                 kv_cache_use=metrics.kv_cache_use,
                 prompt_tokens=metrics.prompt_tokens,
-                generated_tokens=metrics.generated_tokens,
+                generated_tokens=generated,
+                tokens_per_s=per_second(before, generated, now - read_at),
                 ttft_s=metrics.ttft_s,
                 tpot_s=metrics.tpot_s,
             )
+            before, read_at = generated, now
             limit = next_limit(feeder.limit, running=metrics.running, waiting=metrics.waiting, slots=slots)
             if limit != feeder.limit:
                 _log.info("concurrency moved", limit=limit, running=metrics.running, waiting=metrics.waiting)
@@ -248,6 +253,13 @@ class EngineSupervisor:
             await self._session.close()
         if self._process is not None:
             await self._process.stop()
+
+
+def per_second(before: int | None, now: int | None, passed_s: float) -> float | None:
+    """The rate between two counts; None where one is missing, or the engine counts from 0 again."""
+    if before is None or now is None or now < before or passed_s <= 0:
+        return None
+    return (now - before) / passed_s
 
 
 def _chunk(request: Request) -> HeldChunk:

@@ -18,6 +18,7 @@ from tandemn.runner.feeder import Feeder
 from tandemn.runner.heartbeat import Pulse
 from tandemn.runner.intake import Intake
 from tandemn.runner.lease_loop import LeaseLoop
+from tandemn.runner.machine import Machine, find_nvidia_smi
 from tandemn.runner.record import keep_result
 from tandemn.runner.upload import Uploader
 
@@ -65,6 +66,7 @@ class Session:
         self._output_tokens = 0
         self._chunks = Chunks()
         self._engine = EngineSupervisor(adapter, assignment, client, folder / ENGINE_LOG, self._on_line)
+        self._machine = Machine(find_nvidia_smi())
         self._feeder = Feeder(self._on_result, has_died=self._engine.has_died)
         self._uploader = Uploader(
             client, self._chunks, on_broken=self._fail, store_full_s=assignment.store_full_s
@@ -85,6 +87,7 @@ class Session:
         self._start("heartbeat", self._pulse.run(self._assignment.heartbeat_s))
         self._start("work", self._work())
         self._start("watch", self._watch())
+        self._start("machine", self._machine.run())
         ending = await self._ending
         _log.info("ending", outcome=ending.outcome, code=ending.code, reason=ending.reason)
         await self._shut_down(ending)
@@ -160,6 +163,7 @@ class Session:
             state=self._state,
             chunks=[chunk.progress() for chunk in self._chunks],
             engine=self._engine.reading,
+            machine=self._machine.reading,
             requests_done=self._feeder.done,
             output_tokens=self._output_tokens,
             note=self._note(),
@@ -224,7 +228,7 @@ class Session:
                 await _at_most(SILENT_STORE_S, self._uploader.store_unheard())
             await _at_most(STORE_S, self._uploader.finish_up(STORE_S / 2))
             await _at_most(RELEASE_S, self._release())
-        await self._cancel("engine", "sweep", "heartbeat", "give back")
+        await self._cancel("engine", "sweep", "heartbeat", "machine", "give back")
         await self._feeder.close()
         await self._engine.stop()
         if not ending.is_rejected:

@@ -19,7 +19,9 @@ VLLM_PAGE = """
 vllm:num_requests_running{engine="0",model_name="m}1 {"} 3.0
 vllm:num_requests_running{engine="1",model_name="m}1 {"} 2.0
 vllm:num_requests_waiting{engine="0",model_name="m"} 4.0
-vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.25
+vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.125
+vllm:kv_cache_usage_perc{engine="1",model_name="m"} 0.375
+vllm:kv_cache_usage_perc_of_old{engine="1",model_name="m"} 9.0
 vllm:prompt_tokens_total{engine="0",model_name="m"} 46.0
 vllm:generation_tokens_total{engine="0",model_name="m"} 15.0
 vllm:time_to_first_token_seconds_sum{engine="0",model_name="m"} 0.2

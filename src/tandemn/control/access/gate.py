@@ -14,6 +14,7 @@ import hmac
 from typing import TYPE_CHECKING, Any
 
 from starlette.exceptions import HTTPException
+from structlog.contextvars import bound_contextvars
 
 from tandemn import __version__
 from tandemn.control import tokens
@@ -39,6 +40,8 @@ from tandemn.protocol import handshake
 from tandemn.protocol.keys import Role
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sqlalchemy import Connection
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -78,7 +81,10 @@ class Gate:
             _check_version(scope, match.rule)
             state = await self._admit(scope, match)
             scope.setdefault("state", {}).update(state)
-            with self._services.open_requests.entered(state.get("caller")) as entry:
+            with (
+                bound_contextvars(**_whose(state)),
+                self._services.open_requests.entered(state.get("caller")) as entry,
+            ):
                 await self._app(scope, await self._bounded(scope, receive, match.rule), answering.send)
         except TandemnError as error:
             told = without_internals(error) if self._has_keys else error
@@ -168,6 +174,14 @@ class _Answering:
             self.has_begun = True
             message["headers"] = [*message.get("headers", ()), *_HEADERS]
         await self._send(message)
+
+
+def _whose(state: Mapping[str, Any]) -> dict[str, str]:
+    """What every log line of this request says: whose job and replica it was about."""
+    replica = state.get("replica")
+    if replica is not None:
+        return {"job_id": replica.job_id, "replica_id": replica.replica_id}
+    return {"job_id": state["job_id"]} if "job_id" in state else {}
 
 
 def _match(scope: Scope) -> Match:

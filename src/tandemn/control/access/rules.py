@@ -112,6 +112,8 @@ RULES: Mapping[tuple[str, str], Rule] = {
     ("GET", "/openapi.json"): _read(),
     ("GET", "/api/server"): _read(),
     ("GET", "/api/me"): _read(),
+    # Prometheus comes with a viewer's key
+    ("GET", "/metrics"): _read(),
     # Keys and the log of the whole server
     ("GET", "/api/keys"): _admin(),
     ("POST", "/api/keys"): _admin(Body.JSON),
@@ -137,6 +139,7 @@ RULES: Mapping[tuple[str, str], Rule] = {
     ("GET", "/api/jobs/{job_id}/errors"): _read(Owned.JOB),
     ("GET", "/api/jobs/{job_id}/events"): _read(Owned.JOB),
     ("GET", "/api/jobs/{job_id}/logs"): _read(Owned.JOB),
+    ("GET", "/api/jobs/{job_id}/metrics"): _read(Owned.JOB),
     ("POST", "/api/jobs/{job_id}/cancel"): _change(Owned.JOB),
     ("POST", "/api/jobs/{job_id}/destroy"): _change(Owned.JOB),
     ("POST", "/api/jobs/{job_id}/add"): _change(Owned.JOB, Body.JSON),

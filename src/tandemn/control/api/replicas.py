@@ -18,7 +18,7 @@ from tandemn.control.api.dependencies import CallingReplica, ServicesNow
 from tandemn.control.api.ranges import parse_range
 from tandemn.control.inputs import input_of
 from tandemn.control.services import Services
-from tandemn.control.store import chunks, events, jobs, replicas
+from tandemn.control.store import chunks, events, jobs, replicas, samples
 from tandemn.control.store.records import JobRecord, ReplicaRecord
 from tandemn.errors import Conflict, InvalidInput, LeaseLost, NotAllowed, QueueUnavailable
 from tandemn.events import EventKind
@@ -86,7 +86,8 @@ async def heartbeat(
     beat: protocol.Heartbeat, replica: CallingReplica, services: ServicesNow
 ) -> protocol.HeartbeatReply:
     now = services.clock.now()
-    changed = await services.database.run(_record_beat, replica, beat, now)
+    beat_s = services.settings.heartbeat_s
+    changed = await services.database.run(_record_beat, replica, beat, now, beat_s)
     if changed:
         services.pulse.beat(replica.job_id)
     if replica.kill_requested:
@@ -101,9 +102,10 @@ async def heartbeat(
 
 
 def _record_beat(
-    connection: Connection, replica: ReplicaRecord, beat: protocol.Heartbeat, now: float
+    connection: Connection, replica: ReplicaRecord, beat: protocol.Heartbeat, now: float, beat_s: float
 ) -> bool:
     """Keep what it said; True where its state changed by it."""
+    samples.add(connection, replica, beat, at=now, beat_s=beat_s)
     values: dict[str, object] = {"last_seen": now, "beat": beat.model_dump(mode="json")}
     before = replica.beat
     # Paces only between two beats of a working replica: the time in which it loaded is none of its pace.
@@ -355,12 +357,15 @@ async def engine_death(
 
 @router.post("/goodbye", status_code=204)
 async def goodbye(last_words: protocol.Goodbye, replica: CallingReplica, services: ServicesNow) -> Response:
-    await services.database.run(
-        replicas.change,
-        replica.replica_id,
-        goodbye=last_words.model_dump(mode="json"),
-        last_seen=services.clock.now(),
-    )
+    now, beat_s = services.clock.now(), services.settings.heartbeat_s
+
+    def record(connection: Connection) -> None:
+        said = last_words.model_dump(mode="json")
+        replicas.change(connection, replica.replica_id, goodbye=said, last_seen=now)
+        if replica.beat is not None and replica.last_seen is not None:
+            samples.add(connection, replica, replica.beat, at=replica.last_seen, beat_s=beat_s, is_last=True)
+
+    await services.database.run(record)
     await release_all(services, replica)
     services.pulse.beat(replica.job_id)
     return NO_CONTENT

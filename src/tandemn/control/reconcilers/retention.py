@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from tandemn.control import names
+from tandemn.control import names, series
 from tandemn.control.retention import DAY_S, kept_since
-from tandemn.control.store import files, jobs
+from tandemn.control.store import files, jobs, samples
 from tandemn.errors import Conflict, NotFound, Superseded, TandemnError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Retention:
 
 
 async def sweep(services: Services) -> int:
-    """Remove what has expired by now; return how many files and jobs that were."""
+    """Remove what has expired by now; return how many files, jobs and series that were."""
     now = services.clock.now()
     since = kept_since(now, services.settings.retention_days)
     removed = 0
@@ -70,7 +70,9 @@ async def sweep(services: Services) -> int:
             await services.objects.delete_prefix(names.job_folder(job_id))
             await run(jobs.change, job_id, purged_at=now)
             removed += 1
-    return removed
+    kept_days = min(series.KEPT_DAYS, services.settings.retention_days or series.KEPT_DAYS)
+    before = now - kept_days * DAY_S
+    return removed + await run(samples.forget_ended, before=before, limit=AT_A_TIME)
 
 
 async def remove(services: Services, file: FileRecord) -> None:

@@ -99,6 +99,8 @@ class Supervisor:
 
     async def _step(self, job_id: str) -> None:
         """One step, with its failure counted: a job that cannot be moved ends instead of hanging."""
+        # A task of its own, so that nobody else's lines say so.
+        structlog.contextvars.bind_contextvars(job_id=job_id)
         async with self._room:
             try:
                 while await step(self._services, job_id, self._places):

@@ -234,6 +234,17 @@ outbox = Table(
     Index(None, "job_id", "seq"),
 )
 
+samples = Table(
+    "samples",
+    metadata,
+    Column("replica_id", String(80), primary_key=True),
+    Column("at", Float, primary_key=True),
+    Column("job_id", String(64), nullable=False),
+    Column("step_s", Float, nullable=False),  # between two of this replica's samples, as of the last one
+    Column("figures", JSON, nullable=False),
+    Index(None, "job_id"),
+)
+
 events = Table(
     "events",
     metadata,

@@ -26,6 +26,13 @@ def totals(text: str) -> dict[str, float]:
     return values
 
 
+def average(text: str, name: str) -> float | None:
+    """Return a metric's mean over its labels: of a share, the sum over ranks would mean nothing."""
+    told = [totals(line).get(name) for line in text.splitlines() if line.startswith(name)]
+    known = [each for each in told if each is not None]
+    return sum(known) / len(known) if known else None
+
+
 def whole(values: dict[str, float], name: str) -> int | None:
     """Return a count; None where the engine does not tell."""
     return int(values[name]) if name in values else None

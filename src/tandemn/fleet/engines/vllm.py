@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tandemn.errors import InvalidInput, MissingDependency
 from tandemn.fleet.engines.engine import EngineMetrics, EngineName, EngineSpec
-from tandemn.fleet.engines.exposition import mean, totals, whole
+from tandemn.fleet.engines.exposition import average, mean, totals, whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,7 +84,7 @@ class Vllm:
         return EngineMetrics(
             running=whole(values, "vllm:num_requests_running") or 0,
             waiting=whole(values, "vllm:num_requests_waiting") or 0,
-            kv_cache_use=values.get("vllm:kv_cache_usage_perc"),
+            kv_cache_use=average(text, "vllm:kv_cache_usage_perc"),
             prompt_tokens=whole(values, "vllm:prompt_tokens_total"),
             generated_tokens=whole(values, "vllm:generation_tokens_total"),
             ttft_s=mean(values, f"{ttft}_sum", f"{ttft}_count"),

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import structlog
 import uvloop
 
-from tandemn import settings
+from tandemn import logs, settings
 from tandemn.serving.local.fleet import Fleet
 from tandemn.serving.local.folder import FleetFolder
 
@@ -19,14 +18,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--logs", type=Path, required=True)
     given = parser.parse_args()
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
-        ]
-    )
+    logs.configure(settings.load().log_format)
     uvloop.run(_serve(FleetFolder(given.folder, given.logs)))
 
 
