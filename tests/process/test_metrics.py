@@ -85,6 +85,7 @@ def test_a_job_is_seen_while_it_computes_and_after_its_end(watched, here):
     assert {line["replica_id"] for line in lines} == {"r0"}
     logged = [json.loads(line["line"]) for line in lines]
     assert {line["replica_id"] for line in logged} == {replica["replica_id"]}
+    assert any(line["event"] == "ending" for line in logged), "to the last line"
     assert {line.get("job_id") for line in logged if line["event"] != "assignment"} <= {job, None}
     assert next(line for line in logged if line["event"] == "engine is ready")["job_id"] == job
 
@@ -115,6 +116,7 @@ def test_llamacpp_tells_its_own_figures(watched, here):
     traces.ended(watched, job)
 
 
+@pytest.mark.slow
 def test_the_control_planes_log_is_json_and_says_whose_each_line_is(watched, here):
     job = submitted(here, watched, "any/model", 400, *SLOW)
     watched.wait_for(lambda: watch.computing(watched, job))

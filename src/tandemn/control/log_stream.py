@@ -53,6 +53,8 @@ async def _stream(
 ) -> AsyncIterator[bytes]:
     seen: dict[str, list[str]] = {}
     while True:
+        # Asked before the logs are read: what a replica wrote last is not missed.
+        is_last = not follow or (await services.database.run(jobs.get, job_id)).state.has_ended
         for each in chosen:
             launcher = services.launchers[each.launcher]
             count = tail if each.replica_id not in seen else FOLLOW_LINES
@@ -61,7 +63,7 @@ async def _stream(
             seen[each.replica_id] = lines
             for line in fresh:
                 yield f"{each.name} {line}\n".encode()
-        if not follow or (await services.database.run(jobs.get, job_id)).state.has_ended:
+        if is_last:
             return
         await asyncio.sleep(FOLLOW_S)
         chosen = await _chosen(services, job_id, replica)

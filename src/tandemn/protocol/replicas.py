@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Literal
 from uuid import uuid4
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class ReplicaState(StrEnum):
@@ -82,6 +82,8 @@ class Assignment(BaseModel):
 class EngineReading(BaseModel):
     """The engine's own figures at the last heartbeat; None where it does not tell."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     running: int = 0
     waiting: int = 0
     kv_cache_use: float | None = None
@@ -97,6 +99,8 @@ class EngineReading(BaseModel):
 
 class GpuReading(BaseModel):
     """One GPU of a replica's machine; None where the driver does not tell."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     use: float | None = None
     """0 to 1."""
