@@ -185,6 +185,14 @@ def hf_token() -> SecretStr | None:
     return _secret("HF_TOKEN")
 
 
+def hub_cache() -> Path:
+    """Where the hub's client keeps what it downloaded, by the names that it reads itself."""
+    if stated := os.environ.get("HF_HUB_CACHE", "").strip():
+        return Path(stated).expanduser()
+    home = os.environ.get("HF_HOME", "").strip() or "~/.cache/huggingface"
+    return Path(home).expanduser() / "hub"
+
+
 def _secret(name: str) -> SecretStr | None:
     value = os.environ.get(name, "").strip()
     return SecretStr(value) if value else None

@@ -1,9 +1,17 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tandemn.errors import InvalidInput
-from tandemn.placement.workload import CHARACTERS_PER_TOKEN, Lengths, SubmitCounts, workload_of
+from tandemn.placement.workload import (
+    CHARACTERS_PER_TOKEN,
+    Lengths,
+    SubmitCounts,
+    within_context,
+    workload_of,
+)
 
 
 def counts(requests=10, characters=380, limits=(), *, embedding=False):
@@ -22,10 +30,33 @@ def test_characters_become_tokens_by_a_stated_ratio():
     assert "characters a token (estimate)" in workload.basis
 
 
-def test_the_tokenizer_is_used_where_there_is_one():
-    workload = workload_of(counts(), tokenize=len, sample=["ab", "cd"])
-    assert workload.input_tokens.mean == pytest.approx(392)
-    assert "tokenizer on 2" in workload.basis
+def test_the_tokenizer_counts_where_it_is_at_hand():
+    counted = replace(counts(), tokens_per_character=0.5, counted=7, longest_tokens=300)
+    workload = workload_of(counted)
+    assert workload.input_tokens.mean == pytest.approx(190 + 12)
+    assert workload.input_tokens.largest == 312
+    assert "tokenizer on 7 prompts" in workload.basis
+
+
+def test_every_message_has_its_template():
+    assert workload_of(replace(counts(), messages_mean=3)).input_tokens.mean == pytest.approx(100 + 36)
+
+
+def test_no_longer_context_is_planned_than_the_model_has():
+    long = replace(counts(limits=[3000] * 10), longest_tokens=6000)
+    workload, told = within_context(workload_of(long), 8192)
+    assert workload.context == 8192
+    assert told is not None
+    assert "6,012 tokens" in told
+    assert "3,000" in told
+    assert "8,192" in told
+    assert within_context(workload_of(long), 131_072) == (workload_of(long), None)
+
+
+def test_a_job_whose_usual_prompt_is_too_long_is_left_to_be_refused():
+    long = workload_of(counts(characters=100_000))
+    assert within_context(long, 4096) == (long, None)
+    assert long.context > 4096
 
 
 def test_limits_bound_answers():

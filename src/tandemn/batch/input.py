@@ -26,6 +26,7 @@ from tandemn.batch.line_rules import (
     Wrong,
     explain,
 )
+from tandemn.batch.prompt_tokens import PromptSample, PromptTokens
 from tandemn.batch.request_line import (
     MAX_LINE_BYTES,
     UTF8_BOM,
@@ -35,6 +36,8 @@ from tandemn.batch.request_line import (
 from tandemn.batch.split import LineIndex
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
 #: Errors that are told one by one; the rest is counted.
@@ -57,6 +60,7 @@ class PromptLengths:
     mean: float
     p50: int
     p95: int
+    max: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +86,10 @@ class InputReport:
     has_unnamed_model: bool
     """Whether some name none."""
     prompt_chars: PromptLengths
+    messages_mean: float
+    """Messages of a chat; 1 of other requests."""
+    prompt_tokens: PromptTokens | None = None
+    """What the model's tokenizer said, where it was at hand."""
     output_limits: OutputLimits
     has_images: bool
     skipped: int
@@ -102,9 +110,12 @@ class InputValidator:
     Args:
         skip_invalid: leave bad lines out rather than refuse the input; they are reported all the same.
         max_errors: how many errors are told one by one.
+        keeps_sample: keep some prompts, for a tokenizer that `finish` is given.
     """
 
-    def __init__(self, *, skip_invalid: bool = False, max_errors: int = MAX_ERRORS) -> None:
+    def __init__(
+        self, *, skip_invalid: bool = False, max_errors: int = MAX_ERRORS, keeps_sample: bool = False
+    ) -> None:
         self._skip_invalid = skip_invalid
         self._errors = _Errors(max_errors)
         self._rest: list[bytes] = []
@@ -116,7 +127,7 @@ class InputValidator:
         self._starts = array("Q")
         self._hashes = array("q")
         self._skipped = array("Q")
-        self._facts = _Facts()
+        self._facts = _Facts(PromptSample() if keeps_sample else None)
         self._bytes = 0
         self._repeats: _Repeats | None = None
 
@@ -159,8 +170,13 @@ class InputValidator:
         assert self._repeats is not None, "only where needs_second_pass says so"
         self._repeats.feed(block)
 
-    def finish(self) -> tuple[InputReport, LineIndex]:
-        """What was found, after `end` and the second pass."""
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Models that the lines name, a few at most."""
+        return tuple(self._facts.models)
+
+    def finish(self, tokenizer: Path | None = None) -> tuple[InputReport, LineIndex]:
+        """What was found, after `end` and the second pass; `tokenizer` counts the sample's tokens."""
         starts = np.frombuffer(self._starts, np.uint64)
         skipped = np.frombuffer(self._skipped, np.uint64)
         if self._repeats is not None:
@@ -173,9 +189,11 @@ class InputValidator:
             requests=len(starts),
             bytes=self._bytes,
             url=self._url,
-            models=tuple(self._facts.models),
+            models=self.models,
             has_unnamed_model=self._facts.has_unnamed_model,
             prompt_chars=self._facts.prompt_lengths(),
+            messages_mean=self._facts.messages_mean(),
+            prompt_tokens=self._facts.prompt_tokens(tokenizer),
             output_limits=self._facts.output_limits(),
             has_images=self._facts.has_images,
             skipped=len(skipped) if self._skip_invalid else 0,
@@ -277,12 +295,15 @@ class _Errors:
 class _Facts:
     """What planning wants to know of the requests, folded into a few numbers block by block."""
 
-    def __init__(self) -> None:
+    def __init__(self, sample: PromptSample | None) -> None:
         self.models: list[str] = []
         self.has_unnamed_model = False
         self.has_images = False
+        self._sample = sample
         self._histogram = np.zeros(_BUCKETS, np.int64)
         self._length_sum = 0
+        self._length_max = 0
+        self._message_count = 0
         self._limit_count = 0
         self._limit_sum = 0
         self._limit_max = 0
@@ -293,12 +314,15 @@ class _Facts:
             return
         self._add_models({body.model for body in bodies})
         if isinstance(bodies[0], ChatBody):
-            lengths = [self._chat_length(body.messages) for body in bodies]
-        elif isinstance(bodies[0], CompletionBody):
-            lengths = [_text_length(body.prompt) for body in bodies]
+            lengths = np.array([self._chat_length(body.messages) for body in bodies], np.int64)
+            self._message_count += sum([len(body.messages) for body in bodies])
         else:
-            lengths = [_text_length(body.input) for body in bodies]
-        self._add_lengths(np.array(lengths, np.int64))
+            texts = [body.prompt if isinstance(body, CompletionBody) else body.input for body in bodies]
+            lengths = np.array(list(map(_text_length, texts)), np.int64)
+            self._message_count += len(bodies)
+        self._add_lengths(lengths)
+        if self._sample is not None:
+            self._sample.add(bodies, lengths, _prompt_text)
         if not isinstance(bodies[0], EmbeddingBody):
             limits = [
                 body.max_tokens if body.max_tokens is not None else body.max_completion_tokens
@@ -310,10 +334,22 @@ class _Facts:
     def prompt_lengths(self) -> PromptLengths:
         count = int(self._histogram.sum())
         if not count:
-            return PromptLengths(mean=0.0, p50=0, p95=0)
+            return PromptLengths(mean=0.0, p50=0, p95=0, max=0)
         reached = np.cumsum(self._histogram)
         p50, p95 = (int(np.searchsorted(reached, count * share)) for share in (0.5, 0.95))
-        return PromptLengths(mean=self._length_sum / count, p50=_bucket_middle(p50), p95=_bucket_middle(p95))
+        return PromptLengths(
+            mean=self._length_sum / count,
+            p50=_bucket_middle(p50),
+            p95=_bucket_middle(p95),
+            max=self._length_max,
+        )
+
+    def messages_mean(self) -> float:
+        count = int(self._histogram.sum())
+        return self._message_count / count if count else 1.0
+
+    def prompt_tokens(self, tokenizer: Path | None) -> PromptTokens | None:
+        return self._sample.count(tokenizer) if self._sample is not None and tokenizer is not None else None
 
     def output_limits(self) -> OutputLimits:
         count = self._limit_count
@@ -328,6 +364,7 @@ class _Facts:
         buckets = (np.log2(lengths + 1) * _BUCKETS_PER_DOUBLING).astype(np.int64)
         self._histogram += np.bincount(buckets, minlength=_BUCKETS)
         self._length_sum += int(lengths.sum())
+        self._length_max = max(self._length_max, int(lengths.max()))
 
     def _add_limits(self, limits: list[int]) -> None:
         if limits:
@@ -444,6 +481,23 @@ def _is_utf8(data: bytes) -> bool:
 
 def _too_long() -> Wrong:
     return Wrong(LineCode.LINE_TOO_LONG, f"the line is longer than {MAX_LINE_BYTES:,} bytes")
+
+
+def _prompt_text(body: Any) -> str:
+    """All text of a request's prompt; token ids have none."""
+    if isinstance(body, ChatBody):
+        return "\n".join(filter(None, (_message_text(message.content) for message in body.messages)))
+    text = body.prompt if isinstance(body, CompletionBody) else body.input
+    return text if isinstance(text, str) else "\n".join(item for item in text if isinstance(item, str))
+
+
+def _message_text(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return ""
+    texts = [part.get("text") for part in content if isinstance(part, dict)]
+    return "\n".join(text for text in texts if isinstance(text, str))
 
 
 def _text_length(text: Any) -> int:

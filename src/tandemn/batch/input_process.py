@@ -11,12 +11,14 @@ import asyncio
 import contextlib
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from tandemn import errors
 from tandemn.batch.input import MAX_ERRORS, InputReport, InputValidator
+from tandemn.batch.prompt_tokens import cached_tokenizer, can_count, tokenizer_file
 from tandemn.batch.split import LineIndex
 from tandemn.errors import Broken, TandemnError
 from tandemn.objects import ObjectStore
@@ -39,6 +41,14 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     index_name: str
     skip_invalid: bool = False
     max_errors: int = MAX_ERRORS
+    tokenizer: str | None = None
+    """File of the model's tokenizer."""
+    hub_cache: str | None = None
+    """Where to look for the tokenizer of the model that the lines name; None: do not."""
+
+    @property
+    def counts_tokens(self) -> bool:
+        return (self.tokenizer is not None or self.hub_cache is not None) and can_count()
 
 
 class _Failure(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +72,8 @@ async def validate_input(
     index_store: ObjectStore,
     index_name: str,
     skip_invalid: bool = False,
+    model: str | None = None,
+    hub_cache: Path | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> InputReport:
     """Validate the object `name` and store its line index as `index_name`.
@@ -72,6 +84,8 @@ async def validate_input(
         index_store: where the index goes; a user's bucket is only read from.
         index_name: its name there; read it with `load_index`.
         skip_invalid: leave bad lines out rather than refuse the input.
+        model: whose tokenizer counts tokens, where it is on this machine; None: the one that the lines name.
+        hub_cache: where downloaded models lie; None: tokens are not counted.
         progress: told the bytes read so far, now and then.
 
     Raises:
@@ -84,9 +98,12 @@ async def validate_input(
         index_store=index_store.url,
         index_name=index_name,
         skip_invalid=skip_invalid,
+        tokenizer=_own_tokenizer(model, hub_cache),
+        hub_cache=str(hub_cache) if model is None and _is_folder(hub_cache) else None,
     )
     size = await store.size(name)
-    if size > SMALL_INPUT_BYTES:
+    # Reading a tokenizer takes a second, with the interpreter's lock held.
+    if size > SMALL_INPUT_BYTES or parameters.counts_tokens:
         return await validate_in_process(parameters, progress=progress)
     data = await store.get(name)
     report, index = await asyncio.to_thread(_validate_bytes, data, parameters)
@@ -94,6 +111,15 @@ async def validate_input(
     if progress is not None:
         progress(size)
     return report
+
+
+def _is_folder(path: Path | None) -> bool:
+    return path is not None and path.is_dir()
+
+
+def _own_tokenizer(model: str | None, hub_cache: Path | None) -> str | None:
+    file = tokenizer_file(model, hub_cache) if model is not None and hub_cache is not None else None
+    return str(file) if file is not None else None
 
 
 async def load_index(store: ObjectStore, index_name: str) -> LineIndex:
@@ -173,7 +199,11 @@ def _validate_bytes(data: bytes, parameters: Parameters) -> tuple[InputReport, L
 
 async def _validate_stream(parameters: Parameters) -> InputReport:
     store = ObjectStore.open(parameters.store)
-    validator = InputValidator(skip_invalid=parameters.skip_invalid, max_errors=parameters.max_errors)
+    validator = InputValidator(
+        skip_invalid=parameters.skip_invalid,
+        max_errors=parameters.max_errors,
+        keeps_sample=parameters.counts_tokens,
+    )
     read = told = 0
     async for block in store.stream(parameters.name):
         validator.feed(block)
@@ -185,7 +215,7 @@ async def _validate_stream(parameters: Parameters) -> InputReport:
     if validator.needs_second_pass:
         async for block in store.stream(parameters.name):
             validator.confirm(block)
-    report, index = validator.finish()
+    report, index = validator.finish(_tokenizer_file(parameters, validator.models))
 
     async def encoded() -> AsyncIterator[bytes]:
         for block in index.encode():
@@ -193,6 +223,17 @@ async def _validate_stream(parameters: Parameters) -> InputReport:
 
     await ObjectStore.open(parameters.index_store).put_stream(parameters.index_name, encoded())
     return report
+
+
+def _tokenizer_file(parameters: Parameters, models: tuple[str, ...]) -> Path | None:
+    if not parameters.counts_tokens:
+        return None
+    if parameters.tokenizer is not None:
+        return Path(parameters.tokenizer)
+    if parameters.hub_cache is None or len(models) != 1:
+        return None
+    # Whoever wrote the lines may name no folder of this machine's.
+    return cached_tokenizer(models[0], Path(parameters.hub_cache))
 
 
 def _say(message: Any) -> None:

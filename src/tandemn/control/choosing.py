@@ -70,10 +70,7 @@ async def choose_in_cloud(services: Services, job: JobRecord, engine: EngineName
                 param="gpu",
             )
         return await asyncio.to_thread(_as_named, services, job, now)
-    statistics = job.statistics
-    counts = submit_counts(
-        job.requests, statistics["prompt_chars"], statistics["output_limits"], job.endpoint
-    )
+    counts = submit_counts(job.requests, job.statistics, job.endpoint)
     try:
         # A file of this machine's is none of a cloud's.
         needs = await asyncio.to_thread(needs_of, services, spec, counts, may_be_file=False)

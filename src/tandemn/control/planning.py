@@ -24,8 +24,9 @@ from tandemn.placement.catalog.gpus import gpu_named
 from tandemn.placement.models import shape_of
 from tandemn.placement.quota import free_vcpus
 from tandemn.placement.throughput import RooflinePredictor
-from tandemn.placement.workload import Lengths, SubmitCounts, workload_of
+from tandemn.placement.workload import Lengths, SubmitCounts, within_context, workload_of
 from tandemn.protocol.plans import PlanAnswer
+from tandemn.settings import hub_cache
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -65,6 +66,8 @@ async def plan(services: Services, spec: JobSpec, caller: Caller) -> PlanAnswer:
             index_store=services.objects,
             index_name=index_name,
             skip_invalid=spec.skip_invalid,
+            model=None if spec.model_from_lines else spec.model,
+            hub_cache=hub_cache(),
         )
     finally:
         await services.objects.delete(index_name)
@@ -76,9 +79,8 @@ async def plan(services: Services, spec: JobSpec, caller: Caller) -> PlanAnswer:
             code=first.code,
             param="input",
         )
-    needs = await asyncio.to_thread(
-        needs_of, services, spec, _counts(report), may_be_file=caller.sees is None
-    )
+    counts = submit_counts(report.requests, submit_statistics(report), report.url)
+    needs = await asyncio.to_thread(needs_of, services, spec, counts, may_be_file=caller.sees is None)
     planned, koi = await weighed_plan(services, spec, needs, job_id=None)
     return _answer(planned, needs).model_copy(update={"koi": koi})
 
@@ -115,12 +117,16 @@ def needs_of(services: Services, spec: JobSpec, counts: SubmitCounts, *, may_be_
     """Gather what a plan of counted requests is made from."""
     offers = offers_on(services, spec.cloud)
     quotas, warnings = _quotas(services, offers)
+    shape = shape_of(spec.model, may_be_file=may_be_file)
+    workload, too_long = within_context(
+        workload_of(counts, max_output_tokens=spec.max_output_tokens), shape.max_context
+    )
     return Needs(
-        shape=shape_of(spec.model, may_be_file=may_be_file),
-        workload=workload_of(counts, max_output_tokens=spec.max_output_tokens),
+        shape=shape,
+        workload=workload,
         offers=offers,
         quotas=quotas,
-        warnings=warnings,
+        warnings=[*warnings, *([too_long] if too_long else [])],
     )
 
 
@@ -210,29 +216,38 @@ def _wish(spec: JobSpec) -> Wish:
     )
 
 
-def _counts(report: InputReport) -> SubmitCounts:
-    return submit_counts(
-        report.requests, asdict(report.prompt_chars), asdict(report.output_limits), report.url
-    )
+def submit_statistics(report: InputReport) -> dict[str, Any]:
+    """What is kept of a validated input, for `submit_counts`."""
+    tokens = report.prompt_tokens
+    return {
+        "prompt_chars": asdict(report.prompt_chars),
+        "messages_mean": report.messages_mean,
+        "prompt_tokens": asdict(tokens) if tokens is not None else None,
+        "output_limits": asdict(report.output_limits),
+    }
 
 
-def submit_counts(
-    requests: int, prompts: Mapping[str, Any], limits: Mapping[str, Any], endpoint: str | None
-) -> SubmitCounts:
+def submit_counts(requests: int, statistics: Mapping[str, Any], endpoint: str | None) -> SubmitCounts:
     """What validation counted, as the placement takes it."""
+    prompts, limits = statistics["prompt_chars"], statistics["output_limits"]
+    tokens = statistics.get("prompt_tokens") or {}
     return SubmitCounts(
         requests=requests,
-        # The longest prompt is not counted at submit; twice the 95th percentile stands for it.
         characters=Lengths(
             mean=prompts["mean"],
             p50=prompts["p50"],
             p95=prompts["p95"],
-            largest=max(2 * prompts["p95"], prompts["p50"]),
+            # Jobs that an earlier version took in have no longest: twice the 95th percentile stands for it.
+            largest=prompts.get("max", max(2 * prompts["p95"], prompts["p50"])),
         ),
         answer_limits=Lengths(
             mean=limits["mean"], p50=limits["mean"], p95=limits["max"], largest=limits["max"]
         ),
         with_limit=limits["given"],
+        messages_mean=statistics.get("messages_mean", 1.0),
+        tokens_per_character=tokens.get("per_character"),
+        counted=tokens.get("prompts", 0),
+        longest_tokens=tokens.get("longest"),
         is_embedding=endpoint == "/v1/embeddings",
     )
 

@@ -1,19 +1,19 @@
 """What a job asks for: how many requests, and how long they and their answers are, in tokens.
 
-Submit counts lines and characters anyway; this turns those counts into token distributions, with the model's
-tokenizer on a sample where there is one, else by a stated ratio of characters to tokens.
+Submit counts lines and characters anyway, and tokens of a sample where the model's tokenizer is at hand; this turns
+those counts into token distributions, else by a stated ratio of characters to tokens.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tandemn.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 #: Characters of a token of English text in tokenizers of 100,000 words and more (Llama 3, Qwen, GPT-4o: 4.2-4.6);
 #: lower than measured, because other languages and code have shorter tokens and too many tokens is the safe side.
@@ -24,8 +24,6 @@ TEMPLATE_TOKENS = 12
 ANSWER_SHARE = 0.6
 #: Answer length where a request states no limit, and the most that is planned for then.
 DEFAULT_ANSWER, DEFAULT_ANSWER_LIMIT = 400, 2048
-#: Requests whose text the tokenizer is shown at most.
-SAMPLE = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,11 +68,14 @@ class Workload:
     basis: str
     """How the tokens were counted, for people."""
     is_embedding: bool = False
+    context_limit: int | None = None
+    """The model's own, where some requests ask for more than that."""
 
     @property
     def context(self) -> int:
-        """Tokens that the longest request and its answer may take together."""
-        return self.input_tokens.largest + self.output_tokens.largest
+        """Tokens that the longest request that can be answered and its answer may take together."""
+        asked = self.input_tokens.largest + self.output_tokens.largest
+        return asked if self.context_limit is None else min(asked, self.context_limit)
 
     @property
     def total_tokens(self) -> float:
@@ -93,37 +94,34 @@ class SubmitCounts:
     with_limit: int
     """How many state it."""
     messages_mean: float = 1.0
+    tokens_per_character: float | None = None
+    """By the model's own tokenizer on `counted` prompts; None: it is not at hand."""
+    counted: int = 0
+    longest_tokens: int | None = None
+    """Of the prompt with the most characters, by the same."""
     is_embedding: bool = False
 
 
-def workload_of(
-    counts: SubmitCounts,
-    *,
-    max_output_tokens: int | None = None,
-    tokenize: Callable[[str], int] | None = None,
-    sample: Sequence[str] = (),
-) -> Workload:
+def workload_of(counts: SubmitCounts, *, max_output_tokens: int | None = None) -> Workload:
     """Turn counts into tokens.
 
     Args:
         counts: what submit counted.
         max_output_tokens: the user's limit on every answer.
-        tokenize: returns how many tokens a text has, where the model's tokenizer is at hand.
-        sample: texts of some requests, for `tokenize`.
 
     Raises:
         InvalidInput: there are no requests.
     """
     if counts.requests < 1:
         raise InvalidInput("the input has no requests", code="empty_input", param="input")
-    ratio, basis = _tokens_per_character(tokenize, sample)
+    ratio, basis = _tokens_per_character(counts)
     template = TEMPLATE_TOKENS * counts.messages_mean
     plain = counts.characters.scaled(ratio)
     input_tokens = Lengths(
         mean=plain.mean + template,
         p50=plain.p50 + template,
         p95=plain.p95 + template,
-        largest=math.ceil(plain.largest + template),
+        largest=math.ceil((counts.longest_tokens or plain.largest) + template),
     )
     if counts.is_embedding:
         output, said = Lengths.of(()), "embeddings have no answer"
@@ -138,13 +136,24 @@ def workload_of(
     )
 
 
-def _tokens_per_character(tokenize: Callable[[str], int] | None, sample: Sequence[str]) -> tuple[float, str]:
-    shown = sample[:SAMPLE]
-    characters = sum(len(text) for text in shown)
-    if tokenize is not None and characters:
-        ratio = sum(tokenize(text) for text in shown) / characters
-        if ratio > 0:
-            return ratio, f"the model's tokenizer on {len(shown)} requests"
+def within_context(workload: Workload, max_context: int) -> tuple[Workload, str | None]:
+    """Plan no longer context than the model has, and say so where some requests ask for more.
+
+    Where even the usual prompt is too long, nothing is taken off: such a job is refused.
+    """
+    if workload.context <= max_context or workload.input_tokens.p50 >= max_context:
+        return workload, None
+    longest, answer = workload.input_tokens.largest, workload.output_tokens.largest
+    told = (
+        f"the longest prompt has about {longest:,} tokens and an answer may have {answer:,}, the model's context is "
+        f"{max_context:,}: what does not fit becomes an error line"
+    )
+    return replace(workload, context_limit=max_context), told
+
+
+def _tokens_per_character(counts: SubmitCounts) -> tuple[float, str]:
+    if counts.tokens_per_character:
+        return counts.tokens_per_character, f"the model's tokenizer on {counts.counted} prompts"
     return 1 / CHARACTERS_PER_TOKEN, f"{CHARACTERS_PER_TOKEN} characters a token (estimate)"
 
 

@@ -118,6 +118,14 @@ def test_vllm_is_told_layout_context_and_name():
     )
 
 
+def test_a_job_s_vllm_takes_the_longest_context_that_fits():
+    """A plan's memory is that of the job's own requests; the model's whole context may need far more."""
+    command = Vllm().command(spec_of("meta-llama/Llama-3.1-8B-Instruct"))
+    assert command[-2:] == ["--max-model-len", "auto"]
+    said = Vllm().command(spec_of("x/y", extra_args=("--max-model-len", "9000")))
+    assert said[-4:] == ["--max-model-len", "auto", "--max-model-len", "9000"], "the last one counts"
+
+
 def test_a_missing_vllm_is_an_error_with_the_next_step():
     with pytest.raises(MissingDependency) as caught:
         Vllm("/no/such/vllm").check(spec_of("Qwen/Qwen3-8B"))

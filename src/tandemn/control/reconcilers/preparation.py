@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from dataclasses import asdict, replace
+from dataclasses import replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from tandemn.control.cost import SHUTDOWN_S
 from tandemn.control.inputs import input_of
 from tandemn.control.operations import check_local
 from tandemn.control.pace import LOCAL_START_S
+from tandemn.control.planning import submit_statistics
 from tandemn.control.reconcilers import fleet
 from tandemn.control.store import chunks, events, jobs, keys, replicas
 from tandemn.errors import InvalidInput, TandemnError
@@ -30,6 +31,7 @@ from tandemn.ledger import budget
 from tandemn.protocol.jobs import JobState, LineErrorView, ReplicaConfig
 from tandemn.protocol.keys import Role
 from tandemn.protocol.replicas import Market
+from tandemn.settings import hub_cache
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,6 +61,8 @@ async def validate(services: Services, job: JobRecord) -> bool:
         index_store=services.objects,
         index_name=names.index_object(job.job_id),
         skip_invalid=job.spec.skip_invalid,
+        model=None if job.spec.model_from_lines else job.spec.model,
+        hub_cache=hub_cache(),
     )
     problems = [
         LineErrorView(line=each.line or None, code=each.code, message=each.message, param=each.param)
@@ -143,10 +147,8 @@ def _why_refused(problems: list[LineErrorView], total: int) -> str:
 
 
 def _statistics(report: InputReport) -> dict[str, object]:
-    return {
+    return submit_statistics(report) | {
         "bytes": report.bytes,
-        "prompt_chars": asdict(report.prompt_chars),
-        "output_limits": asdict(report.output_limits),
         "has_images": report.has_images,
         "skipped": report.skipped,
     }

@@ -67,8 +67,8 @@ class Vllm:
             command += ["--nnodes", str(self._nodes.count), "--node-rank", str(self._nodes.rank)]
             command += ["--master-addr", str(self._nodes.head)]
             command += ["--headless"] if self._nodes.rank > 0 else []
-        if spec.max_model_len is not None:
-            command += ["--max-model-len", str(spec.max_model_len)]
+        # Without it vLLM refuses to start where the model's whole context does not fit, whatever the requests need.
+        command += ["--max-model-len", str(spec.max_model_len or "auto")]
         return [*command, *spec.extra_args]
 
     def environment(self, spec: EngineSpec) -> dict[str, str]:
