@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from tests.process.house import House
 
-pytestmark = pytest.mark.slow
 
 LOCAL = ("deploy", "--model", "demo/tiny", "--gpu", "cpu", "--cloud", "local", "--service-name", "chat")
 

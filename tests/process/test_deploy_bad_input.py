@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.process.conftest import built
 
-pytestmark = pytest.mark.slow
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 

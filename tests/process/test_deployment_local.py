@@ -23,7 +23,6 @@ from tandemn.serving.local.folder import fleet_folder
 if TYPE_CHECKING:
     from tests.process.house import House
 
-pytestmark = pytest.mark.slow
 
 NAME = "one"
 #: Spot is slow to come, as in a cloud; longer than a serverless cold start on a busy machine, or it proves nothing.

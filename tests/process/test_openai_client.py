@@ -376,7 +376,6 @@ def test_batches_are_listed_in_pages(client, submitted):
     assert every.index(submitted.good.id) < every.index(submitted.slow.id)
 
 
-@pytest.mark.slow
 async def test_the_asynchronous_client(base_url):
     async with openai.AsyncOpenAI(base_url=base_url, api_key="unused", max_retries=0) as client:
         file = await client.files.create(file=("a.jsonl", GOOD.encode()), purpose="batch")
@@ -388,7 +387,7 @@ async def test_the_asynchronous_client(base_url):
             await client.batches.retrieve("batch_unknown")
         while (batch := await client.batches.retrieve(batch.id)).status not in ENDED:
             time.sleep(0.1)
-        assert batch.status == "cancelled"
+        assert batch.status == "cancelled", batch
 
 
 def test_an_input_that_is_being_read_is_kept(client):
@@ -400,7 +399,6 @@ def test_an_input_that_is_being_read_is_kept(client):
     assert client.files.delete(batch.input_file_id).deleted
 
 
-@pytest.mark.slow
 def test_nothing_of_all_that_runs_on(shared_house, client, submitted):
     for batch in client.batches.list():
         polled(client, batch)

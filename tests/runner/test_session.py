@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 from aiohttp import web
 from tests.fakes.control_plane import TOKEN, ControlPlane
 
@@ -138,7 +137,6 @@ async def test_an_engine_that_fails_to_load_is_reported_with_its_log(tmp_path):
         assert "fails to load, as told" in plane.goodbye.reason
 
 
-@pytest.mark.slow
 async def test_an_engine_that_dies_of_everything_ends_the_runner(tmp_path):
     lines = request_lines(10, text="poison")
     async with (

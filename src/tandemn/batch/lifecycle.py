@@ -61,6 +61,8 @@ def decide(facts: Facts, now: float) -> Move | None:
 
 def _cancelling(facts: Facts, now: float) -> Move | None:
     outcome = facts.outcome or JobState.CANCELLED
+    if facts.chunks_total == 0:
+        return Move(to=JobState.ASSEMBLING, outcome=outcome, reason="it was not begun")
     if facts.chunks_done == facts.chunks_total and outcome is not JobState.FAILED:
         return Move(to=JobState.ASSEMBLING, outcome=outcome, reason="every request has its answer")
     since = facts.cancelling_at if facts.cancelling_at is not None else now

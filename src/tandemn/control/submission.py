@@ -95,27 +95,25 @@ async def request_cancel(services: Services, job_id: str, *, actor: str) -> None
     now = services.clock.now()
 
     def record(connection: Connection) -> None:
-        if jobs.move(
-            connection,
-            job_id,
-            to=JobState.CANCELLED,
-            frm=(JobState.VALIDATING,),
-            now=now,
-            reason="cancelled before it began",
-            actor=actor,
+        # One that is being read or planned goes the same way: what the step under way still writes is cleaned up.
+        for reason, states in (
+            ("cancelled before it began", (JobState.VALIDATING, JobState.PLANNING)),
+            (
+                "cancelled by request; keeping the answers that are finished",
+                (JobState.WAITING, JobState.LAUNCHING, JobState.RUNNING),
+            ),
         ):
-            return
-        jobs.move(
-            connection,
-            job_id,
-            to=JobState.CANCELLING,
-            frm=(JobState.PLANNING, JobState.WAITING, JobState.LAUNCHING, JobState.RUNNING),
-            now=now,
-            reason="cancelled by request; keeping the answers that are finished",
-            actor=actor,
-            outcome=JobState.CANCELLED.value,
-            cancelling_at=now,
-        )
+            jobs.move(
+                connection,
+                job_id,
+                to=JobState.CANCELLING,
+                frm=states,
+                now=now,
+                reason=reason,
+                actor=actor,
+                outcome=JobState.CANCELLED.value,
+                cancelling_at=now,
+            )
 
     await services.database.run(record)
     services.pulse.beat(job_id)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tandemn.control import names
 from tandemn.control.reconcilers.assembling import assemble_job
-from tandemn.control.store import files, jobs, replicas
+from tandemn.control.store import chunks, files, jobs, replicas
 from tandemn.control.store.records import FileRecord
 from tandemn.errors import Broken, StoreUnavailable
 from tandemn.protocol.jobs import JobState
@@ -59,6 +59,8 @@ async def step(services: Services, job: JobRecord) -> bool:
 
 
 async def _assemble(services: Services, job: JobRecord) -> None:
+    if (await services.database.run(chunks.totals, job.job_id)).total == 0:
+        return  # cancelled while it was read or planned: there is nothing to tell of each request
     assembled = await assemble_job(services, job)
     now = services.clock.now()
     keep_s = job.spec.output_expires_s
