@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 REGIONS = {"us-east-1": "use1", "us-east-2": "use2", "us-west-2": "usw2"}
 HEAD = "InstanceType,AcceleratorName,AcceleratorCount,vCPUs,MemoryGiB,GpuInfo,Price,SpotPrice,Region,AvailabilityZone,Arch"
 IMAGES = ("skypilot:custom-gpu-ubuntu-cuda13", "skypilot:custom-gpu-ubuntu", "skypilot:custom-cpu-ubuntu")
+#: SkyPilot's name of its instances' role and profile.
+ROLE = "skypilot-v1"
 KEY = {
     "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
     "AWS_SECRET_ACCESS_KEY": "moto",
@@ -55,6 +58,15 @@ def vms_csv() -> str:
     # What routers run on: no GPU.
     rows += [f"c6i.large,,,2.0,4.0,,0.085,0.03,{region},{REGIONS[region]}-az1,x86_64" for region in REGIONS]
     return "\n".join(rows) + "\n"
+
+
+def _add_role(iam: Any) -> None:
+    """Have the role that SkyPilot makes once an account: moto refuses its policy, which names no version."""
+    trust = {"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"}
+    document = json.dumps({"Version": "2012-10-17", "Statement": [trust]})
+    iam.create_role(RoleName=ROLE, AssumeRolePolicyDocument=document)
+    iam.create_instance_profile(InstanceProfileName=ROLE)
+    iam.add_role_to_instance_profile(InstanceProfileName=ROLE, RoleName=ROLE)
 
 
 def _open_to_the_internet(ec2: Any) -> None:
@@ -94,13 +106,13 @@ class Aws:
                 [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)],
                 stdout=log,
                 stderr=log,
-                # Amazon's own policies, which SkyPilot gives to its instances' role.
-                env={**os.environ, "MOTO_IAM_LOAD_MANAGED_POLICIES": "true"},
+                env=dict(os.environ),
             )
         end = time.monotonic() + 60
         while not self._answers():
             assert time.monotonic() < end, (folder / "moto.log").read_text()
             time.sleep(0.2)
+        _add_role(self.client("iam", "us-east-1"))
         for region in REGIONS:
             _open_to_the_internet(self.client("ec2", region))
         images = folder / ".sky" / "catalogs" / "v8" / "aws" / "images.csv"
