@@ -46,6 +46,11 @@ REPORT_S = 10.0
 #: Engines end by themselves within this time or are killed: a notice leaves little.
 STOP_GRACE_S = 3.0
 
+#: Between the choice of a free port and its use a connection of anybody's may be given it: then another is tried.
+PORT_TRIES = 3
+#: How the operating system, and engines, say that.
+_PORT_TAKEN = ("already in use", "is in use", "couldn't bind")
+
 #: Between two readings of the engine's figures.
 READING_S = 2.0
 _METRICS_S = 5.0
@@ -87,12 +92,22 @@ class EngineSupervisor:
 
     async def start(self) -> None:
         """Start the engine and return when it answers. Raises InvalidInput, MissingDependency, EngineFailed."""
+        for tries_left in reversed(range(PORT_TRIES)):
+            try:
+                return await self._start_on(_free_port())
+            except EngineFailed as exc:
+                if not tries_left or not lost_its_port(exc.message):
+                    raise
+                _log.warning("the engine's port was taken meanwhile; trying another", error=exc.message)
+        raise AssertionError("the last try returns or raises")
+
+    async def _start_on(self, port: int) -> None:
         assignment = self._assignment
         spec = EngineSpec(
             engine=self._adapter.name,
             model=assignment.model,
             host=HOST,
-            port=_free_port(),
+            port=port,
             api_key=secrets.token_urlsafe(24),
             tp=assignment.tp,
             pp=assignment.pp,
@@ -253,6 +268,11 @@ class EngineSupervisor:
             await self._session.close()
         if self._process is not None:
             await self._process.stop()
+
+
+def lost_its_port(message: str) -> bool:
+    """Whether an engine that does not start found its port taken."""
+    return any(each in message.lower() for each in _PORT_TAKEN)
 
 
 def per_second(before: int | None, now: int | None, passed_s: float) -> float | None:
