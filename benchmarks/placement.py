@@ -2,6 +2,7 @@
 
     python benchmarks/placement.py --points FILE.csv            fit without each model, GPU and layout in turn
     python benchmarks/placement.py --points FILE.csv --no-fit   only predict, with the constants that are shipped
+    python benchmarks/placement.py --points FILE.csv --aiconfigurator [--every 4]   NVIDIA's beside ours, on the points that it can do
 
 The file needs the columns model, gpu, isl, osl and output_tok_s (or req_s); tp, pp, precision, concurrency (or n_requests),
 engine and notes are read where they are there. A row that cannot be used stands under `left_out` with its reason.
@@ -20,8 +21,9 @@ import numpy as np
 
 from tandemn.errors import TandemnError
 from tandemn.placement.accuracy import Accuracy, measure
+from tandemn.placement.aiconfigurator import AiconfiguratorPredictor
 from tandemn.placement.calibration import Point, held_out, read_points
-from tandemn.placement.throughput import shipped_calibration
+from tandemn.placement.throughput import Predictor, shipped_calibration
 
 if TYPE_CHECKING:
     from tandemn.placement.roofline import Array
@@ -44,6 +46,26 @@ def figures(points: list[Point], predicted: Array) -> dict[str, Any]:
     }
 
 
+def compared(points: list[Point], every: int, other: Predictor) -> dict[str, Any]:
+    """Another predictor, ours with the shipped constants, and ours fitted without the model, on the points that the other can do."""
+    rows = np.arange(0, len(points), every)
+    chosen = [points[row] for row in rows]
+    predictions = other.predict([point.case for point in chosen])
+    could = np.array([prediction.source == other.name for prediction in predictions])
+    mine = [point for point, can in zip(chosen, could, strict=True) if can]
+    if not mine:
+        return {"asked": len(chosen), "predicted": 0}
+    rates = [each.requests_per_s for each, can in zip(predictions, could, strict=True) if can]
+    shipped = shipped_calibration().log_rate([p.case for p in mine], [p.model for p in mine])
+    return {
+        "asked": len(chosen),
+        "predicted": len(mine),
+        other.name: figures(mine, np.log(rates)),
+        "shipped": figures(mine, shipped),
+        "without_model": figures(mine, held_out(points, "model")[rows[could]]),
+    }
+
+
 def rounded(accuracy: Accuracy) -> dict[str, Any]:
     return {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(accuracy).items()}
 
@@ -54,6 +76,12 @@ def main() -> int:
     )
     parser.add_argument("--points", type=Path, required=True)
     parser.add_argument("--no-fit", action="store_true", help="predict with the shipped constants")
+    parser.add_argument(
+        "--aiconfigurator", action="store_true", help="compare with it, where it is installed"
+    )
+    parser.add_argument(
+        "--every", type=int, default=1, help="of the points, for --aiconfigurator: it takes seconds a point"
+    )
     arguments = parser.parse_args()
     try:
         points, skipped = read_points(arguments.points)
@@ -61,7 +89,13 @@ def main() -> int:
         sys.stderr.write(f"{exc}\n")
         return 2
     report: dict[str, Any] = {"file": arguments.points.name, "points": len(points), "left_out": skipped}
-    if arguments.no_fit:
+    if arguments.aiconfigurator:
+        try:
+            report |= compared(points, max(arguments.every, 1), AiconfiguratorPredictor())
+        except TandemnError as exc:
+            sys.stderr.write(f"{exc}\n")
+            return 2
+    elif arguments.no_fit:
         cases, models = [p.case for p in points], [p.model for p in points]
         report["shipped"] = figures(points, shipped_calibration().log_rate(cases, models))
     else:

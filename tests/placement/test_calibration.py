@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from tests.placement.points import write_points
 
 from tandemn.errors import InvalidInput
 from tandemn.placement.accuracy import measure
+from tandemn.placement.aiconfigurator import AiconfiguratorPredictor
 from tandemn.placement.calibration import fit, held_out, read, read_points, write
 from tandemn.placement.throughput import RooflinePredictor, shipped_calibration
 
@@ -204,3 +206,20 @@ def test_benchmark_of_nothing_usable(tmp_path, capsys, monkeypatch):
         out, err = capsys.readouterr()
         assert out == ""
         assert "p.csv" in err
+
+
+def test_benchmark_compares_with_another_predictor(points):
+    """Twice as fast as was measured, on what it can do; and nothing that it can do."""
+
+    def twice(model, *_, **layout):
+        if not model.startswith("Qwen/"):
+            raise ValueError("no tables")
+        point = next(p for p in points if p.case.tp == layout["tp_size"] and p.model == "qwen3-32b")
+        return SimpleNamespace(tokens_per_second=2 * point.output_tokens_s)
+
+    chosen = [next(p for p in points if p.model == "qwen3-32b"), *[p for p in points if "llama" in p.model]]
+    found = benchmark.compared(chosen, 1, AiconfiguratorPredictor(twice))
+    assert (found["asked"], found["predicted"]) == (len(chosen), 1)
+    assert found["aiconfigurator"]["mape"] == 1.0
+    assert found["shipped"]["points"] == found["without_model"]["points"] == 1
+    assert benchmark.compared(chosen[1:], 2, AiconfiguratorPredictor(twice))["predicted"] == 0

@@ -1,11 +1,8 @@
 import builtins
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import boto3.session
 import pytest
-from moto import mock_aws
+from tests.fakes.aws_quotas import LIMITS, Wired, aws_account, launch, service_quotas
 
 from tandemn.clock import MockClock
 from tandemn.errors import MissingDependency, NotAllowed, Retryable
@@ -14,79 +11,15 @@ from tandemn.placement.quota import CACHE_S, QuotaReader, as_rows, free_vcpus, q
 
 
 @pytest.fixture
-def aws(monkeypatch):
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
-        monkeypatch.setenv(name, "testing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")  # reading them takes seconds
-    with mock_aws():
-        yield boto3.session.Session()
-
-
-def launch(session, instance_type, region="us-east-1", *, spot=False):
-    client = session.client("ec2", region_name=region)
-    options = {"InstanceMarketOptions": {"MarketType": "spot"}} if spot else {}
-    client.run_instances(
-        ImageId="ami-12345678",
-        MinCount=1,
-        MaxCount=1,
-        InstanceType=instance_type,
-        CpuOptions={"CoreCount": 4, "ThreadsPerCore": 2},
-        **options,
-    )
-
-
-LIMITS = {"L-DB2E81BA": 96.0, "L-3819A6DF": 64.0, "L-417A185B": 0.0}
-
-
-class ServiceQuotas(BaseHTTPRequestHandler):
-    """Service Quotas on the wire: moto does not know EC2's."""
-
-    def do_POST(self):
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        code = asked["QuotaCode"]
-        if code in LIMITS:
-            self._answer(200, {"Quota": {"QuotaCode": code, "Value": LIMITS[code]}})
-        else:
-            self._answer(400, {"__type": "NoSuchResourceException", "Message": "no such quota"})
-
-    def _answer(self, status, body):
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/x-amz-json-1.1")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *args):
-        pass
-
-
-class Wired:
-    """A session whose Service Quotas is the server above."""
-
-    def __init__(self, session, url):
-        self.session = session
-        self.url = url
-        self.regions = []
-
-    def client(self, name, *, region_name, config):
-        endpoint = {}
-        if name == "service-quotas":
-            self.regions.append(region_name)
-            endpoint = {"endpoint_url": self.url}
-        return self.session.client(name, region_name=region_name, config=config, **endpoint)
+def aws():
+    with aws_account() as session:
+        yield session
 
 
 @pytest.fixture
 def wired(aws):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), ServiceQuotas)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    yield Wired(aws, f"http://127.0.0.1:{server.server_port}")
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with service_quotas(LIMITS) as url:
+        yield Wired(aws, url)
 
 
 def test_quota_minus_use(wired, aws):

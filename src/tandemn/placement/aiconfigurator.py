@@ -1,7 +1,8 @@
 """NVIDIA's aiconfigurator as a second `Predictor`, where it is installed; what it cannot do goes to the first.
 
 It looks kernels up in tables that NVIDIA measured, for the models and systems that it was made for. It is no
-dependency: 670 MB, and its error on our points was larger than the roofline's.
+dependency, and plans do not ask it: 690 MB, seconds for each layout, and an error on measured points that is larger than the roofline's
+(docs/placement.md).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from tandemn.errors import MissingDependency
+from tandemn.placement.models import canonical_name, known_models
 from tandemn.placement.roofline import effective_batch
 from tandemn.placement.throughput import Prediction, Predictor, RooflinePredictor
 
@@ -30,7 +32,7 @@ SYSTEMS: Mapping[str, str] = {
     "GB200": "gb200",
     "RTXPRO6000": "rtx_pro_6000_server",
 }
-#: Spread of its log error on vLLM points: it states none itself; 20% was measured with 0.12.
+#: Spread of its log error on vLLM points: it states none itself; 18% was measured with 0.12.
 LOG_SD = 0.22
 _FAILURES = (ValueError, KeyError, RuntimeError, OSError, AssertionError)
 
@@ -71,7 +73,7 @@ class AiconfiguratorPredictor:
         experts = {"moe_tp_size": case.tp, "moe_ep_size": 1} if case.shape.experts else {}
         try:
             answer = self._estimate(
-                case.shape.name,
+                _hub_name(case.shape.name),
                 system,
                 backend_name="vllm",
                 isl=round(case.input_tokens),
@@ -94,6 +96,12 @@ class AiconfiguratorPredictor:
             batch=batch,
             source=self.name,
         )
+
+
+def _hub_name(model: str) -> str:
+    """The name under which it bundles a model's config, where people call the model by less."""
+    known = None if "/" in model else known_models().get(canonical_name(model))
+    return known.name if known is not None else model
 
 
 def _download_failures() -> tuple[type[Exception], ...]:
