@@ -30,7 +30,7 @@ from tandemn.router.table import Engine
 from tandemn.router.wire import AnswerHead, find_usage, rewrite_head
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tandemn.router.exchange import Exchange
 
@@ -172,57 +172,53 @@ class Stream:
 
     # --- the usual way ----------------------------------------------------------------------------------
 
-    def feed(self, data: bytes) -> None:
-        """Bytes of the answer, where the next one begins a chunk and an event: nearly always one of each."""
-        event = self._without_ids(data) if self.hides_ids else self._as_it_is(data)
-        if event:
-            write = self.write  # a local: calling a slot directly is slower
-            write(event)
-        else:
-            self._feed_otherwise(data)
-
     # What these two do is done for every event, and chosen by the clock: of the ways to look into bytes, those
-    # with a start argument, `in` and `count` are several times as slow.
+    # with a start argument, `in` and `count` are several times as slow, and a call costs as much as a look.
 
-    def _without_ids(self, chunk: bytes) -> bytes:
-        """Keep the event and return its chunk with null for the ids; nothing where it is an unusual one."""
+    def _hide_ids(self, chunk: bytes) -> None:
+        """Pass on what begins a chunk and an event, with null for the ids: nearly always one of each."""
         size = len(chunk)
-        if size >= MAX_QUICK_BYTES:
-            return b""
-        before_ids, before_text, before_text_at, text_at, end = self._shape
-        line = CHUNK_BEGINS[size]
-        before, _, after = chunk.rpartition(b"[")
-        shown = before[len(line) :]
-        rest = after.partition(b"]")[2]
-        if (
-            not (chunk.startswith(line) and before.endswith(before_ids))
-            or shown[before_text_at:text_at] != before_text
-            or NEWLINE in shown
-            or (rest != end and not _is_end(rest))
-        ):
-            return b""
-        collected = self._collected
-        collected.append(chunk[len(line) + text_at : -len(EVENT_CHUNK_END)])
-        if len(collected) == self._look_at:
-            self._look()
-        # The size line counts the content, not the CRLF behind it.
-        return b"".join((SIZE_LINES[len(shown) + len(rest) + 2], shown, b"null", rest))
+        if size < MAX_QUICK_BYTES:
+            before_ids, before_text, before_text_at, text_at, end = self._shape
+            line = CHUNK_BEGINS[size]
+            before, _, after = chunk.rpartition(b"[")
+            shown = before[len(line) :]
+            rest = after.partition(b"]")[2]
+            if (
+                chunk.startswith(line)
+                and before.endswith(before_ids)
+                and shown[before_text_at:text_at] == before_text
+                and NEWLINE not in shown
+                and (rest == end or _is_end(rest))
+            ):
+                collected = self._collected
+                collected.append(chunk[len(line) + text_at : -len(EVENT_CHUNK_END)])
+                if len(collected) == self._look_at:
+                    self._look()
+                write = self.write  # a local: calling a slot directly is slower
+                # The size line counts the content, not the CRLF behind it.
+                write(b"".join((SIZE_LINES[len(shown) + len(rest) + 2], shown, b"null", rest)))
+                return
+        self._feed_otherwise(chunk)
 
-    def _as_it_is(self, chunk: bytes) -> bytes:
-        """Keep the event and return its chunk; nothing where it is an unusual one."""
+    def _pass_as_it_is(self, chunk: bytes) -> None:
+        """Pass on what begins a chunk and an event: nearly always one of each."""
         size = len(chunk)
         if (
-            size >= MAX_QUICK_BYTES
-            or not (chunk.startswith(CHUNK_BEGINS[size]) and chunk.endswith(EVENT_CHUNK_END))
-            or chunk.find(self._goes_on) < 0
-            or (self.can_resume and chunk.count(b"\n") != 4)
+            size < MAX_QUICK_BYTES
+            and chunk.startswith(CHUNK_BEGINS[size])
+            and chunk.endswith(EVENT_CHUNK_END)
+            and chunk.find(self._goes_on) >= 0
+            and (not self.can_resume or chunk.count(b"\n") == 4)
         ):
-            return b""
-        collected = self._collected
-        collected.append(chunk)
-        if len(collected) == self._look_at:
-            self._look()
-        return chunk
+            collected = self._collected
+            collected.append(chunk)
+            if len(collected) == self._look_at:
+                self._look()
+            write = self.write
+            write(chunk)
+        else:
+            self._feed_otherwise(chunk)
 
     def _look(self) -> None:
         """Now and then: time the gap between two reads, and keep what is collected."""
@@ -246,29 +242,25 @@ class Stream:
 
     def _feed_otherwise(self, data: bytes) -> None:
         """Bytes of the answer, from anywhere in it."""
-        if self.is_clean:
-            data = self._feed_chunks(data)
-            if not data:
-                return
         upstream = self.exchange.upstream
-        self._feed_slowly(data, monotonic())
+        at = self._feed_chunks(data) if self.is_clean else 0
+        if at < len(data) and upstream is self.exchange.upstream:
+            self._feed_slowly(data[at:] if at else data, monotonic())
         if upstream is not None and upstream is self.exchange.upstream:
-            upstream.feed = self.feed if self.is_clean else self._feed_otherwise
+            upstream.feed = self._usual() if self.is_clean else self._feed_otherwise
 
-    def _feed_chunks(self, data: bytes) -> bytes:
-        """Pass on the usual events at the beginning of a read that holds several; what follows them."""
-        out: list[bytes] = []
-        at = 0
-        take = self._without_ids if self.hides_ids else self._as_it_is
-        while end := chunk_end(data, at):
-            event = take(data[at:end])
-            if not event:
-                break
-            out.append(event)
+    def _usual(self) -> Callable[[bytes], None]:
+        return self._hide_ids if self.hides_ids else self._pass_as_it_is
+
+    def _feed_chunks(self, data: bytes) -> int:
+        """Pass on the chunks of a read that holds several, one by one while that goes; where what is left begins."""
+        upstream, feed, at = self.exchange.upstream, self._usual(), 0
+        while (end := chunk_end(data, at)) and end - at < len(data):
+            feed(data[at:end])
             at = end
-        if out:
-            self.write(b"".join(out))
-        return data[at:]
+            if not self.is_clean or upstream is not self.exchange.upstream:
+                break
+        return at
 
     def _feed_slowly(self, data: bytes, now: float) -> None:
         try:
