@@ -77,7 +77,7 @@ vllm-cpu: setup ## real vLLM on a CPU, in an environment of its own (3.2 GB), an
 		$(RUN) pytest -m vllm --durations=5
 
 # The store's tests, and whole jobs under kill -9, on a server that the tests start and end themselves.
-ON_POSTGRES := tests/control $(addprefix tests/process/test_,takeover.py job.py failures.py faults_death.py faults_queue.py backup.py)
+ON_POSTGRES := tests/control $(addprefix tests/process/test_,takeover.py job.py faults_death.py faults_queue.py backup.py)
 test-postgres: setup ## the same tests with PostgreSQL as the state (some minutes; apt-get install postgresql)
 	@TANDEMN_TEST_DATABASE=postgres $(RUN) pytest -n $(WORKERS) --dist loadscope -m 'not vllm and not skypilot' \
 		--durations=5 $(ON_POSTGRES)

@@ -146,6 +146,18 @@ async def test_the_silent_are_forgotten_by_the_one_that_leads(database, monkeypa
         beating.cancel()
 
 
+async def test_a_leader_whose_beat_came_too_late_leads_on_where_nobody_took_its_seat(database):
+    one = candidate(database)
+    await one.beat()
+    term = one.term
+    await until(lambda: not one.is_leading)
+    waiting = asyncio.create_task(one.elected())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    await one.beat()
+    assert await asyncio.wait_for(waiting, 10) == term
+
+
 class Task:
     """A leader's task that writes its term, as fast as it can, through its fence."""
 

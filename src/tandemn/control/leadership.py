@@ -158,11 +158,14 @@ class Leadership:
         self._members, self._sightings = members, sightings
         holder = self.me.server_id if term is not None else seat.holder
         self.leader = next((each for each in members if each.server_id == holder), None)
+        before = self.term
         if term is not None:
             self._trusted_until = began + self._hold_s
         if term != self._term:
             self._log_change(term, verdict)
-            self._term = term
+        self._term = term
+        # Also where it is the old term: trust in it had run out, and whoever saw that waits to be elected.
+        if self.term != before:
             changed, self._changed = self._changed, asyncio.Event()
             changed.set()
 
