@@ -48,6 +48,16 @@ def test_a_plan_that_is_walked_to_its_end_gives_up_and_says_what_was_tried():
     assert "L4 TP1 spot: none in r0; none in r1" in given_up.reason
 
 
+def test_a_quota_that_other_jobs_have_is_waited_for():
+    lacks = replace(lacking("r0", NOW - 1), code="quota_exceeded")
+    fleet = Fleet(wanted=(1,), replicas=(lacks,), walks=(Walk(),))
+    assert isinstance(decide(fleet, NOW)[0], GiveUp)
+    [request] = decide(replace(fleet, quota_returns=True), NOW)
+    assert isinstance(request, Request)
+    [elsewhere] = decide(replace(fleet, quota_returns=True, walks=(Walk(left=1),)), NOW)
+    assert isinstance(elsewhere, FallBack), "what the plan has behind it comes first"
+
+
 @pytest.mark.parametrize("others", [(replica("r1", group=1),), (replica("r1"),)])
 def test_a_market_that_is_empty_is_waited_for_while_the_job_goes_on(others):
     fleet = Fleet(wanted=(2, 1), replicas=(lacking("r0", NOW - 1), *others), walks=(Walk(), None))

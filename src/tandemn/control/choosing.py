@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from tandemn.control.clouds import ANY
 from tandemn.control.groups import planned_groups
-from tandemn.control.planning import needs_of, offers_on, submit_counts, weighed_plan
-from tandemn.errors import InvalidInput, NotFound
+from tandemn.control.planning import needs_of, offers_on, submit_counts, weighed_plan, with_whole_quotas
+from tandemn.control.store import replicas
+from tandemn.errors import Infeasible, InvalidInput, NotFound
 from tandemn.fleet.engines.engine import EngineName
 from tandemn.placement.catalog.gpus import gpu_named
 from tandemn.protocol.jobs import ReplicaConfig
@@ -78,7 +79,15 @@ async def choose_in_cloud(services: Services, job: JobRecord, engine: EngineName
         if not is_named:
             raise
         return await asyncio.to_thread(_as_named, services, job, now)
-    planned, koi = await weighed_plan(services, spec, needs, job_id=job.job_id)
+    reason = ""
+    try:
+        planned, koi = await weighed_plan(services, spec, needs, job_id=job.job_id)
+    except Infeasible:
+        # A quota that other jobs use is shared with them: it is no reason to refuse this one.
+        if not await services.database.run(replicas.others_run_on, job.cloud or ANY, job_id=job.job_id):
+            raise
+        planned, koi = await weighed_plan(services, spec, with_whole_quotas(needs), job_id=job.job_id)
+        reason = "; it waits for its share of the quota that other jobs use"
     first = planned.best.parts[0].candidate
     return Chosen(
         groups=planned_groups(planned, region=spec.region),
@@ -86,7 +95,7 @@ async def choose_in_cloud(services: Services, job: JobRecord, engine: EngineName
         start_s=first.start_s,
         cost_usd=planned.best.expected_usd,
         usd_per_hour=planned.best.usd_per_hour,
-        reason=planned.best.reason,
+        reason=planned.best.reason + reason,
         koi=koi,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -128,6 +128,11 @@ def needs_of(services: Services, spec: JobSpec, counts: SubmitCounts, *, may_be_
         quotas=quotas,
         warnings=[*warnings, *([too_long] if too_long else [])],
     )
+
+
+def with_whole_quotas(needs: Needs) -> Needs:
+    """Take the quotas as if nothing ran."""
+    return replace(needs, quotas=tuple(replace(quota, used=0) for quota in needs.quotas))
 
 
 def offers_on(services: Services, cloud: str | None) -> tuple[Offer, ...]:

@@ -138,6 +138,8 @@ class Fleet:
     """Leave running replicas be when they are not needed any more."""
     walks: tuple[Walk | None, ...] = ()
     """By group; None, or a group beyond its end: it was not planned, so that there is no list to walk."""
+    quota_returns: bool = False
+    """Other jobs run where this one may: what they have of a quota that is used up will be free again."""
     may_start: int = 1_000_000
     """How many more replicas the launcher has room for."""
 
@@ -365,6 +367,8 @@ def _groups(fleet: Fleet, now: float) -> Iterator[Action]:
         last = failures[-1] if failures else None
         if walk is not None and last is not None and last.code in NO_CAPACITY_CODES:
             is_last_hope = live == 0 and not _others_alive(fleet, group) and not _has_worked(members)
+            if fleet.quota_returns and last.code == "quota_exceeded":
+                is_last_hope = False
             step = _elsewhere(group, walk, last, is_last_hope=is_last_hope)
             if step is not None:
                 yield step

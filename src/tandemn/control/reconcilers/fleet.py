@@ -46,8 +46,7 @@ async def step(services: Services, job: JobRecord, places: Places) -> bool:
     observed = await _observe(services, fleet)
     persist = _may_persist(job) and await _is_within_budget(services, job)
     since = services.listening_since
-    room = places.may_start(job.job_id)
-    facts = _facts(job, fleet, observed, room, persist=persist, listening_since=since)
+    facts = _facts(job, fleet, observed, places, persist=persist, listening_since=since)
     decided = reconcile.decide(facts, services.clock.now())
     for action in decided:
         await _apply(services, job, places, {each.replica_id: each for each in fleet}, action)
@@ -115,7 +114,7 @@ def _facts(
     job: JobRecord,
     fleet: list[ReplicaRecord],
     observed: dict[str, Sighting],
-    room: int,
+    places: Places,
     *,
     persist: bool,
     listening_since: float,
@@ -130,7 +129,8 @@ def _facts(
         needs_replicas=job.state in jobs.NEEDS_REPLICAS,
         persist=persist,
         walks=tuple(_walk(group) for group in job.groups),
-        may_start=room,
+        quota_returns=places.others_hold(job),
+        may_start=places.may_start(job.job_id),
     )
 
 

@@ -8,27 +8,30 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tandemn.control.pace import stays
 from tandemn.control.reconcilers.orders import record_order
 from tandemn.control.store import events, jobs, replicas
+from tandemn.errors import QuotaExceeded
 from tandemn.events import EventKind
-from tandemn.fleet import sharing
+from tandemn.fleet import scarcity, sharing
 from tandemn.fleet.reasons import NO_CAPACITY_CODES
+from tandemn.fleet.reconcile import CAPACITY_BACKOFF_S
 from tandemn.fleet.sharing import Claim, Pool
-from tandemn.protocol.jobs import WaitView
+from tandemn.protocol.jobs import ReplicaConfig, WaitView
 from tandemn.protocol.replicas import ReplicaState
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
 
     from sqlalchemy import Connection
 
     from tandemn.control.services import Services
     from tandemn.control.store.records import JobRecord, ReplicaRecord
     from tandemn.fleet.launchers.launcher import Launcher
+    from tandemn.fleet.scarcity import Settlement
     from tandemn.fleet.sharing import Share
 
 #: Owners of whom it is kept when they last got a place.
@@ -44,7 +47,9 @@ class Work:
     job: JobRecord
     fleet: tuple[ReplicaRecord, ...]
     last_failure: ReplicaRecord | None = None
-    """Read only where all replicas that it lacks wait for their next try."""
+    """The replica that ended last; read only of jobs that lack one, in a cloud or until the next try."""
+    most_starts: int | None = None
+    """Pending replicas that it may launch for all that others leave of a quota; None: no quota is known to be used up."""
 
     @property
     def held(self) -> list[ReplicaRecord]:
@@ -56,7 +61,9 @@ class Work:
         return [each for each in self.fleet if each.state is ReplicaState.PENDING and stays(each)]
 
     def due(self, now: float) -> int:
-        return sum(each.not_before <= now for each in self.pending)
+        """How many replicas it could launch now."""
+        due = sum(each.not_before <= now for each in self.pending)
+        return due if self.most_starts is None else min(due, self.most_starts)
 
 
 class Places:
@@ -71,12 +78,16 @@ class Places:
         self._claims: dict[str, list[Claim]] = {}
         self._pools: dict[str, Pool] = {}
         self._served: dict[str, float] = {}
+        self._holders: dict[str | None, set[str]] = {}
+        self._drained_at: dict[Hashable, float] = {}
+        """When replicas of a kind were last drained for a quota."""
 
     async def look(self) -> list[str]:
         """Decide anew; return the jobs that have not ended, and ended ones that replicas still live of."""
         async with self._lock:
             now = self._services.clock.now()
-            work = await self._services.database.run(load, now)
+            work = await self._settle(await self._services.database.run(load, now), now)
+            self._holders = _holders(work)
             by_pool: defaultdict[str, list[Work]] = defaultdict(list)
             for each in work:
                 if launcher := self._launcher(each.job):
@@ -131,6 +142,31 @@ class Places:
     def _launcher(self, job: JobRecord) -> Launcher | None:
         return self._services.launchers.get(job.cloud or "local")
 
+    def others_hold(self, job: JobRecord) -> bool:
+        """Whether other jobs run on the job's cloud: what they have of a quota will be free again."""
+        return bool(self._holders.get(job.cloud, set()) - {job.job_id})
+
+    async def _settle(self, work: list[Work], now: float) -> list[Work]:
+        """Share quotas that are used up, where a launch has failed for one."""
+        failed_at = [
+            each.last_failure.ended_at or now
+            for each in work
+            if each.last_failure is not None and each.last_failure.code == QuotaExceeded.default_code
+        ]
+        if not failed_at:
+            return work
+        ended = await self._services.database.run(replicas.ended_since, min(failed_at))
+        self._drained_at = {
+            kind: at for kind, at in self._drained_at.items() if now - at < CAPACITY_BACKOFF_S
+        }
+        taking_part = [_sharer(each, ended) for each in work if each.job.state in jobs.NEEDS_REPLICAS]
+        settled = scarcity.settle(taking_part, now, spared=set(self._drained_at))
+        if settled.drains or settled.tries:
+            await self._services.database.run(_write_settled, settled, now)
+            self._drained_at |= dict.fromkeys(settled.drained, now)
+            self._services.pulse.beat("*")
+        return [replace(each, most_starts=settled.starts.get(each.job.job_id)) for each in work]
+
     async def _share(self, members: Sequence[Work], now: float) -> list[_Change]:
         """Share the places of one pool; return what is to be written of it."""
         launcher = self._launcher(members[0].job)
@@ -173,11 +209,50 @@ def load(connection: Connection, now: float) -> list[Work]:
     work = []
     for job in found:
         each = Work(job=job, fleet=tuple(fleets.get(job.job_id, ())))
-        if each.pending and not each.due(now):
+        if each.pending and (job.cloud not in {None, "local"} or not each.due(now)):
             failed = replicas.last_ended(connection, job.job_id)
             each = Work(job=job, fleet=each.fleet, last_failure=failed)
         work.append(each)
     return work
+
+
+def _holders(work: Sequence[Work]) -> dict[str | None, set[str]]:
+    found: defaultdict[str | None, set[str]] = defaultdict(set)
+    for each in work:
+        if each.held:
+            found[each.job.cloud].add(each.job.job_id)
+    return found
+
+
+def _sharer(work: Work, ended: Sequence[ReplicaRecord]) -> scarcity.Job:
+    job = work.job
+    return scarcity.Job(
+        job_id=job.job_id,
+        owner=job.owner,
+        priority=job.spec.priority,
+        since=job.created_at,
+        replicas=tuple(
+            scarcity.Replica(
+                replica_id=each.replica_id,
+                kind=_kind(each),
+                launched_at=each.launched_at,
+                stays=_goes_on(each),
+                ended_at=each.ended_at,
+                lacked_quota=each.code == QuotaExceeded.default_code,
+                not_before=each.not_before,
+            )
+            for each in (
+                *sorted(work.fleet, key=_worth),
+                *(each for each in ended if each.job_id == job.job_id),
+            )
+        ),
+    )
+
+
+def _kind(replica: ReplicaRecord) -> Hashable:
+    """What of its cloud a replica takes; quotas are by family of machines, market and region."""
+    config = ReplicaConfig.model_validate(replica.config)
+    return replica.launcher, config.gpu, config.market, config.region, config.regions
 
 
 def _claim(work: Work, now: float) -> Claim | None:
@@ -237,7 +312,7 @@ def _waits(
     if lacking <= 0 or job.state not in jobs.NEEDS_REPLICAS:
         return None
     if not work.due(now):
-        what, reason = _next_try(work.last_failure)
+        what, reason = _next_try(work)
         return WaitView.model_validate({"what": what, "reason": reason, "replicas_wanted": lacking})
     ahead = share.ahead or ()
     own = [each for each in ahead if owners[each] == job.owner]
@@ -253,15 +328,27 @@ def _waits(
     )
 
 
-def _next_try(failed: ReplicaRecord | None) -> tuple[str, str]:
+def _next_try(work: Work) -> tuple[str, str]:
+    failed = work.last_failure
+    if work.most_starts is not None and (failed is None or failed.code != QuotaExceeded.default_code):
+        return "quota", "waits for its share of a quota that is used up"
     code, why = (failed.code, failed.reason) if failed is not None else (None, None)
-    if code == "quota_exceeded":
+    if code == QuotaExceeded.default_code:
         what, thing = "quota", "a quota that is used up"
     elif code in NO_CAPACITY_CODES:
         what, thing = "capacity", "a cloud that has nothing to rent"
     else:
         what, thing = "retry", "the next try"
     return what, f"waits for {thing}" + (f"; the last one failed: {why}" if why else "")
+
+
+def _write_settled(connection: Connection, settled: Settlement, now: float) -> None:
+    for replica_id, reason in settled.drains.items():
+        replica = replicas.get(connection, replica_id)
+        if _goes_on(replica):
+            record_order(connection, replica, orders="drain", reason=reason, now=now)
+    for replica_id in settled.tries:
+        replicas.change(connection, replica_id, not_before=now)
 
 
 def _write(connection: Connection, changes: Sequence[_Change], now: float) -> None:

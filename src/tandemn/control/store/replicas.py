@@ -99,6 +99,24 @@ def last_ended(connection: Connection, job_id: str) -> ReplicaRecord | None:
     return replica_record(row) if row is not None else None
 
 
+def ended_since(connection: Connection, at: float) -> list[ReplicaRecord]:
+    """Read every replica of every job that ended then or later."""
+    return [
+        replica_record(row) for row in connection.execute(select(replicas).where(replicas.c.ended_at >= at))
+    ]
+
+
+def others_run_on(connection: Connection, launcher: str, *, job_id: str) -> bool:
+    """Whether another job has a replica there that was launched and has not ended."""
+    query = select(replicas.c.replica_id).where(
+        replicas.c.launcher == launcher,
+        replicas.c.job_id != job_id,
+        replicas.c.launched_at.is_not(None),
+        replicas.c.state.not_in(ENDED),
+    )
+    return connection.execute(query.limit(1)).first() is not None
+
+
 def live_jobs(connection: Connection) -> list[str]:
     """Name the jobs, ended ones too, of which a replica has not ended."""
     return list(
