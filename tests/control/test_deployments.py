@@ -404,3 +404,15 @@ async def test_the_keeper_ends_what_has_spent_its_budget_and_nothing_else(desk):
     record = await desk.record()
     assert record.is_deleting
     assert "the budget of $1.00 is used up" in str(record.over_budget_reason)
+
+
+async def test_a_router_that_was_started_again_is_told_the_table_of_now(desk):
+    """A machine takes minutes to start: the table of the moment when it was asked for may be an old one, by then."""
+    await desk.submit()
+    await desk.steps(DeploymentState.READY)
+    del desk.routers.running["tandemn-one"]
+    desk.routers.calls.clear()
+    for _ in range(4):
+        await desk.step()
+    after = desk.routers.calls[desk.routers.calls.index("ensure") :]
+    assert after.count("push") == 1

@@ -72,9 +72,13 @@ def write(
     Raises:
         StaleRecord: it has changed since.
     """
-    _change(connection, service_name, known, after, _columns(after))
+    values, pushed = _columns(after), known.pushed
+    if isinstance(after.plan, RouterPlan) and after.is_ensured and not known.part.is_ensured:
+        # It was started with the table of that moment: whether that is the last one that was pushed is not known.
+        values["pushed"] = pushed = None
+    _change(connection, service_name, known, after, values)
     _tell(connection, service_name, known.part, after, now)
-    return PartRecord(part=after, version=known.version + 1, pushed=known.pushed)
+    return PartRecord(part=after, version=known.version + 1, pushed=pushed)
 
 
 def write_pushed(
