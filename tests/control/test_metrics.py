@@ -191,6 +191,7 @@ def test_every_family_is_introduced_once_and_labels_are_escaped():
         replicas=[replica, replica],
         jobs_left_out=0,
         replicas_left_out=0,
+        repeated_transactions=7,
         callbacks_waiting=3,
     )
     text = exposition(page).decode()
@@ -204,3 +205,4 @@ def test_every_family_is_introduced_once_and_labels_are_escaped():
     assert 'tandemn_job_deadline_left_seconds{job_id="j\\"\\n\\\\"} -50' in text
     assert 'tandemn_replica_silent_seconds{job_id="j",replica_id="j-r0"} 10' in text
     assert "tandemn_koi_callbacks_waiting 3" in text
+    assert "tandemn_database_repeated_total 7" in text

@@ -135,6 +135,17 @@ def test_a_leader_that_was_stopped_and_wakes_up_does_nothing_a_second_time(house
     watch.check_nothing_left(house, job)
 
 
+def test_a_leader_that_could_not_write_for_a_while_leads_on(house):
+    house.environment |= {"TANDEMN_LEADER_LEASE_S": "3", "TANDEMN_HEARTBEAT_S": "1"}
+    job = begin(house, REQUESTS, "--replicas", "2", "--chunk-size", "30")
+    house.wait_for(lambda: watch.computing(house, job))
+    with watch.nobody_can_write(house):
+        time.sleep(4.5)  # longer than it trusts its seat without a beat
+    watch.wait(house, job, "completed")
+    check_all_there(house, job)
+    watch.check_nothing_left(house, job)
+
+
 def test_a_leader_that_ends_in_order_hands_over_with_replicas_and_queue(house):
     house.run("server", "start")
     first = house.server_pid()

@@ -8,13 +8,14 @@ import signal
 import sqlite3
 import urllib.request
 from collections import Counter
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import psutil
 from tests.process.house import read_lines
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.process.house import House
@@ -51,6 +52,22 @@ def change(house: House, sql: str, *values: Any) -> None:
         return
     with closing(sqlite3.connect(house.home / "state.db", timeout=30)) as connection, connection:
         connection.execute(sql, values)
+
+
+@contextmanager
+def nobody_can_write(house: House) -> Iterator[None]:
+    """Hold up whoever would write to the database: a leader's beats with all else."""
+    if url := house.environment.get("TANDEMN_DATABASE_URL"):
+        import psycopg
+
+        with psycopg.connect(url) as server:
+            server.execute("LOCK TABLE control_planes IN EXCLUSIVE MODE")
+            yield
+            server.rollback()
+        return
+    with closing(sqlite3.connect(house.home / "state.db", timeout=30)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
 
 
 def status(house: House, job_id: str) -> dict[str, Any]:

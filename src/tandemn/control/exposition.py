@@ -54,6 +54,7 @@ class Page:
     replicas: Sequence[ReplicaFigures]
     jobs_left_out: int
     replicas_left_out: int
+    repeated_transactions: int
     callbacks_waiting: int | None
     """For Koi; None: there is none."""
 
@@ -75,6 +76,9 @@ def _lines(page: Page) -> Iterator[str]:
     yield from _family("tandemn_left_out", "gauge", "Live jobs and replicas that this page has no room for.")
     yield _line("tandemn_left_out", page.jobs_left_out, kind="jobs")
     yield _line("tandemn_left_out", page.replicas_left_out, kind="replicas")
+    family = "tandemn_database_repeated_total"
+    yield from _family(family, "counter", "Transactions begun again because another came in their way.")
+    yield _line(family, page.repeated_transactions)
     if page.callbacks_waiting is not None:
         yield from _family("tandemn_koi_callbacks_waiting", "gauge", "Callbacks that Koi has not taken yet.")
         yield _line("tandemn_koi_callbacks_waiting", page.callbacks_waiting)

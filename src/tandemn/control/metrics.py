@@ -96,7 +96,15 @@ def _series(connection: Connection, fleet: Sequence[ReplicaRecord]) -> list[Repl
     return found
 
 
-def page(connection: Connection, *, owner: str | None, now: float, is_leading: bool, tells_koi: bool) -> Page:
+def page(
+    connection: Connection,
+    *,
+    owner: str | None,
+    now: float,
+    is_leading: bool,
+    tells_koi: bool,
+    repeated_transactions: int,
+) -> Page:
     """Everything that is on the page, of the objects of one owner, or of all."""
     active = [job for job in jobs.active(connection) if owner is None or job.owner == owner]
     by_job: dict[str, list[ReplicaRecord]] = {}
@@ -115,6 +123,7 @@ def page(connection: Connection, *, owner: str | None, now: float, is_leading: b
         replicas=[_replica_figures(each) for each in fleet[:REPLICAS_ON_PAGE]],
         jobs_left_out=len(active) - len(shown),
         replicas_left_out=max(0, len(fleet) - REPLICAS_ON_PAGE),
+        repeated_transactions=repeated_transactions,
         callbacks_waiting=outbox.count(connection) if tells_koi and owner is None else None,
     )
 

@@ -39,5 +39,6 @@ async def page(services: ServicesNow, caller: CallerNow) -> Response:
         now=services.clock.now(),
         is_leading=leader is not None and leader.server_id == leadership.me.server_id,
         tells_koi=services.settings.koi_service_url is not None,
+        repeated_transactions=services.database.counts.repeated,
     )
     return Response(exposition(found), media_type=CONTENT_TYPE)

@@ -136,7 +136,7 @@ class Database:
 
 @dataclass(slots=True)
 class Counts:
-    """What the monitoring is told."""
+    """What `/metrics` is told."""
 
     repeated: int = 0
     """Transactions that were begun again because others came in their way."""
