@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import replace
 from decimal import Decimal
 
+from tests.control.plane import served
 from tests.control.test_deployments import desk  # noqa: F401 - a fixture
 from tests.serving.providers.test_skypilot_router import (  # noqa: F401 - fixtures
     FLAGS,
@@ -12,12 +13,16 @@ from tests.serving.providers.test_skypilot_router import (  # noqa: F401 - fixtu
     names_of,
     opened,
     routers_on,
+    setup,
+    up,
 )
 
-from tandemn.control import deployment_cost, deployment_views
+from tandemn.control import checks, deployment_cost, deployment_views, strays
 from tandemn.ledger.entries import Part
 from tandemn.protocol.deployments import DeploymentState
+from tandemn.protocol.upkeep import CheckState
 from tandemn.serving.keyring import KeyUse
+from tandemn.serving.providers.skypilot_router import SkyPilotRouters
 from tandemn.serving.spec import spec_from_flags
 
 SPEC = spec_from_flags({**FLAGS, "router_name": "chat.example.com", "serverless_provider": "runpod"})
@@ -75,3 +80,27 @@ async def test_its_life_over_two_control_planes(desk, fake, opened):  # noqa: F8
     assert fake.machines() == []
     assert routers_on(fake) == []
     assert desk.fake.left() == []
+
+
+async def test_gc_ends_a_machine_that_no_record_knows(fake, tmp_path, monkeypatch):  # noqa: F811 - a fixture
+    async with served(tmp_path, skypilot_python=fake.python()) as plane:
+        host = await plane.services.providers.host("skypilot")
+        await up(host, host.plan(SPEC), setup("a"))
+        found = await strays.find(plane.services)
+        assert [(each.kind, each.provider, each.remote_name) for each in found.strays] == [
+            ("router", "skypilot", NAME)
+        ]
+        assert isinstance(host, SkyPilotRouters)
+        host._grace_s = 0.2
+        monkeypatch.setattr(strays, "TRY_S", 0.3)
+        collected = await strays.collect(plane.services, [NAME])
+        assert [each.is_gone for each in collected.strays] == [True]
+    assert fake.machines() == []
+
+
+async def test_a_control_plane_without_skypilot_lacks_nothing(tmp_path):
+    async with served(tmp_path, skypilot_python=str(tmp_path / "none")) as plane:
+        report = await checks.check(plane.services)
+    states = {each.name: each.state for each in report.checks}
+    assert states["router:local"] is CheckState.OK
+    assert states["router:skypilot"] is CheckState.NOT_SET_UP

@@ -11,6 +11,7 @@ from sqlalchemy import text
 from tandemn.errors import MissingDependency, TandemnError
 from tandemn.protocol.upkeep import CheckReport, CheckState, CheckView
 from tandemn.serving.providers.adapters import hosts, providers
+from tandemn.serving.router_host import LOCAL_HOST
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -35,7 +36,7 @@ async def check(services: Services, provider: str | None = None) -> CheckReport:
         _asked("database", _database(services)),
         _asked("redis", _redis(services)),
         _asked("objects", _objects(services)),
-        *(_asked(f"router:{name}", _host(services, name)) for name in hosts()),
+        *(_asked(f"router:{name}", _host(services, name), is_wanted=name == LOCAL_HOST) for name in hosts()),
         *(_asked(name, _provider(services, name), is_wanted=False) for name in providers()),
     ]
     return CheckReport(checks=list(await asyncio.gather(*checks)))
