@@ -176,19 +176,24 @@ async def test_events_say_who(team):
     spec = {"model": "demo/tiny", "input_file_id": file["id"], "slo_s": 60}
     _, job = await team.call("POST", "/api/jobs", key=team.keys["alice"], json=spec)
     await team.call("POST", f"/api/jobs/{job['job_id']}/cancel", key=team.keys["root"])
-    await team.call("DELETE", f"/v1/files/{file['id']}", key=team.keys["root"])
+    # Not the job's: what is being cancelled still reads its own.
+    _, other = await team.call(
+        "POST", "/v1/files", key=team.keys["alice"], data={"purpose": "batch", "file": b"{}\n"}
+    )
+    await team.call("DELETE", f"/v1/files/{other['id']}", key=team.keys["root"])
     await team.call("POST", "/api/keys/bob/revoke", key=team.keys["root"])
     _, listed = await team.call("GET", "/api/events", key=team.keys["root"])
     said = [(each["kind"], each["actor"]) for each in listed["events"] if each["actor"] != "test"]
     assert said == [
         ("file_added", "alice"),
         ("job_submitted", "alice"),
-        ("job_ended", "root"),
+        ("job_state", "root"),
+        ("file_added", "alice"),
         ("file_deleted", "root"),
         ("api_key_revoked", "root"),
     ]
     _, of_alice = await team.call("GET", "/api/events?actor=alice", key=team.keys["root"])
-    assert len(of_alice["events"]) == 2
+    assert len(of_alice["events"]) == 3
 
 
 async def test_when_a_key_was_used_last(team):
