@@ -8,17 +8,34 @@ from __future__ import annotations
 
 import logging
 import sys
-from enum import StrEnum
+from contextlib import suppress
+from typing import TYPE_CHECKING, cast
 
 import structlog
+
+from tandemn.settings import LogFormat
+
+if TYPE_CHECKING:
+    from typing import TextIO
 
 #: First on a line of logfmt, in this order.
 _FIRST = ["timestamp", "level", "event", "job_id", "replica_id"]
 
 
-class LogFormat(StrEnum):
-    LOGFMT = "logfmt"
-    JSON = "json"
+class Unfailing:
+    """A stream of log lines: what cannot be written (a full disk) is lost, and whoever logs goes on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):
+            return self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()
 
 
 def configure(log_format: LogFormat) -> None:
@@ -37,5 +54,5 @@ def configure(log_format: LogFormat) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", Unfailing(sys.stderr))),
     )

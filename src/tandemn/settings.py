@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from decimal import Decimal  # noqa: TC003 - pydantic reads annotations at run time
+from enum import StrEnum
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -13,10 +14,16 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tandemn.errors import InvalidInput
 from tandemn.fleet.engines.engine import EngineName  # noqa: TC001 - pydantic reads annotations at run time
-from tandemn.logs import LogFormat
 
 #: First port that the embedded control plane tries; another free one is taken where it is in use.
 EMBEDDED_PORT = 26336
+
+
+class LogFormat(StrEnum):
+    """What lines of the control plane's log look like."""
+
+    LOGFMT = "logfmt"
+    JSON = "json"
 
 
 class Settings(BaseSettings):

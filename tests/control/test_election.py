@@ -158,6 +158,25 @@ async def test_a_leader_whose_beat_came_too_late_leads_on_where_nobody_took_its_
     assert await asyncio.wait_for(waiting, 10) == term
 
 
+async def test_a_beat_that_fails_is_not_the_last(database, monkeypatch):
+    one = candidate(database)
+    faults = iter([RuntimeError("whatever it is")])
+    beat = one.beat
+
+    async def falters():
+        if fault := next(faults, None):
+            raise fault
+        await beat()
+
+    monkeypatch.setattr(one, "beat", falters)
+    beating = asyncio.create_task(one.run())
+    try:
+        assert await asyncio.wait_for(one.elected(), 10)
+        assert one.faults == 1
+    finally:
+        beating.cancel()
+
+
 class Task:
     """A leader's task that writes its term, as fast as it can, through its fence."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import sys
 
 import pytest
 import structlog
@@ -10,7 +12,24 @@ from tests.control.plane import served
 
 from tandemn import logs
 from tandemn.control.access.gate import Gate
-from tandemn.logs import LogFormat
+from tandemn.settings import LogFormat
+
+
+class Full:
+    """A stream on a disk that has no room for a while."""
+
+    def __init__(self):
+        self.is_full, self.lines = True, []
+
+    def write(self, text):
+        if self.is_full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.lines.append(text)
+        return len(text)
+
+    def flush(self):
+        if self.is_full:
+            raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.fixture
@@ -68,3 +87,13 @@ def test_logfmt_begins_alike_and_has_no_empty_fields(configured, capsys):
     first, second = capsys.readouterr().err.splitlines()
     assert first.partition(" ")[2] == "level=info event=serving url=http://x"
     assert second.partition(" ")[2] == 'level=warning event="not paced" job_id=job-1 error="a b\\nc"'
+
+
+def test_a_full_disk_costs_lines_and_nothing_else(configured, monkeypatch):
+    stream = Full()
+    monkeypatch.setattr(sys, "stderr", stream)
+    configured(LogFormat.LOGFMT)
+    structlog.get_logger().warning("is lost")
+    stream.is_full = False
+    structlog.get_logger().warning("is written")
+    assert "is written" in "".join(stream.lines)

@@ -8,6 +8,7 @@ import resource
 import socket
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ import pytest
 from tests.process import traces
 from tests.process.conftest import built
 from tests.process.house import House, chat_lines, read_lines
+
+from tandemn.control.election import BEAT_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -217,6 +220,7 @@ def test_the_database_cannot_be_written_for_a_while(house, here):
         done = here(house, "cancel", job_id, "--json")
         assert done.returncode == 1
         assert json.loads(done.stdout)["error"]["code"] == "database_unavailable"
+        time.sleep(1.2 * BEAT_S)  # neither a beat nor a line of the log can be written
     status = traces.ended(house, job_id)
     assert (status["state"], status["requests"]["completed"]) == ("completed", 200)
     assert here(house, "download", job_id, "-o", "out.jsonl").returncode == 0

@@ -271,6 +271,8 @@ def test_koi_hears_everything_in_order_whatever_dies(tmp_path, record_property):
         assert not watch.events(house, job, "koi_callback_dropped")
         assert koi.journal("/job/complete")[-1]["body"]["status"] == "cancelled"
         started = {line["body"]["event_id"]: line["body"] for line in koi.journal("/job/started")}
-        assert [each["is_fallback"] for each in started.values() if each["gpu_type"] == "L40S"] == [True]
+        swapped_in = [each["is_fallback"] for each in started.values() if each["gpu_type"] == "L40S"]
+        assert swapped_in, "the swap's; a second one where that was killed, and replaced before the end"
+        assert all(swapped_in)
         record_property("told", len(first))
         record_property("received", len(got))

@@ -13,10 +13,9 @@ from tandemn.cli import embedded, options
 from tandemn.cli.connection import connect, is_elsewhere
 from tandemn.cli.output import emit, note, say
 from tandemn.errors import Conflict, InvalidInput
-from tandemn.logs import LogFormat
 from tandemn.protocol.jobs import ServerStatus
 from tandemn.server_records import ServerRecord
-from tandemn.settings import Settings, child_environment, load
+from tandemn.settings import LogFormat, Settings, child_environment, load
 
 app = typer.Typer(
     name="server", rich_markup_mode=None, help="Start, stop or look at the control plane of this machine."

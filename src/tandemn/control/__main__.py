@@ -11,7 +11,7 @@ from tandemn import settings
 from tandemn.control.daemon import serve
 from tandemn.control.listeners import Tls
 from tandemn.errors import TandemnError
-from tandemn.logs import LogFormat
+from tandemn.settings import LogFormat
 
 
 def main() -> int:

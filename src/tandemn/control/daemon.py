@@ -34,9 +34,8 @@ if TYPE_CHECKING:
     from tandemn.control.leadership import Leadership
     from tandemn.control.listeners import Tls
     from tandemn.control.services import Services
-    from tandemn.logs import LogFormat
     from tandemn.server_records import ServerRecord
-    from tandemn.settings import Settings
+    from tandemn.settings import LogFormat, Settings
 
 _log = structlog.get_logger()
 

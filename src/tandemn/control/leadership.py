@@ -89,7 +89,7 @@ class Leadership:
         self.leader: ControlPlane | None = None
         """The one that leads, as of the last beat."""
         self.faults = 0
-        """How often a leader's task broke off by a fault."""
+        """How often a leader's task, or a beat, broke off by a fault."""
         self._database = database
         self._clock = clock
         self._lease_s = lease_s
@@ -142,10 +142,14 @@ class Leadership:
                 await asyncio.wait_for(self._changed.wait(), max(0.0, self._trusted_until - steady()))
 
     async def run(self) -> None:
-        """Beat until cancelled."""
+        """Beat until cancelled: a beat that fails, whatever of, must not be the last."""
         while True:
             await asyncio.sleep(self._beat_s)
-            await self.beat()
+            try:
+                await self.beat()
+            except Exception as exc:  # noqa: BLE001 - without it, this one would never lead again
+                self.faults += 1
+                _log.error("a beat broke off", exc_info=exc)
 
     async def beat(self) -> None:
         """Show a sign of life; take the seat where it is to be had, keep it where it is held."""

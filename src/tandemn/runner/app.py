@@ -22,13 +22,13 @@ from tandemn.errors import TandemnError
 from tandemn.fleet.engines.adapters import adapters, choose
 from tandemn.fleet.engines.engine import EngineName
 from tandemn.fleet.remains import SPOOL
-from tandemn.logs import LogFormat
 from tandemn.protocol.replicas import Goodbye
 from tandemn.runner.ending import Ending
 from tandemn.runner.follower import follow
 from tandemn.runner.notices import spot_notice
 from tandemn.runner.retry import patiently
 from tandemn.runner.session import ENGINE_LOG, GOODBYE_S, Session
+from tandemn.settings import LogFormat
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
