@@ -51,7 +51,7 @@ soak: setup ## 20,000 requests on 4 local replicas under kill -9, a swap, an add
 crowd: setup ## 20 jobs of 1,000 requests by 4 users at once on 4 slots of this machine; prints figures as JSON
 	@$(RUN) python -m tests.process.crowd $(CROWD)
 
-slow: setup ## the tests that take longest: leaders killed one after another under load, figures over minutes
+slow: setup ## the tests that take longest: faults at every call of every provider, leaders killed under load, an afternoon
 	@$(RUN) pytest -m slow --durations=5
 
 day: setup ## a deployment's day in minutes: what its cost was metered as, against what its processes lived (DAY=--hours 24)

@@ -27,7 +27,7 @@ from tandemn.serving import lifecycle
 
 __all__ = ["modal_api", "rig"]
 
-pytestmark = pytest.mark.parametrize("rig", REMOTE_NAMES, indirect=True)
+pytestmark = [pytest.mark.slow, pytest.mark.parametrize("rig", REMOTE_NAMES, indirect=True)]
 
 #: Nothing here takes longer; a hang is a failure.
 PATIENCE_S = 120.0

@@ -17,7 +17,6 @@ from tests.process.house import chat_lines, read_lines
 
 from tandemn.skypilot.environment import SkyPilot, task
 
-# Under load its adoption test has launched again what it should have found: to be looked into.
 
 SIMULATED = ("--engine", "simulated", "--cloud", "aws")
 #: Slow enough that a job is still running when something happens to it.

@@ -6,7 +6,7 @@ import pytest
 from tests.process.conftest import built
 from tests.process.day import Day, live_a_day, settings
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.slow
 
 
 def test_what_is_metered_is_what_was_lived():
