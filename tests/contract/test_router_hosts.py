@@ -130,6 +130,7 @@ async def test_one_that_died_comes_back_at_the_same_place_with_its_last_table(ho
     assert await names_of(remote.url) == ["b"]
 
 
+@pytest.mark.alone  # its port is free for a moment, and other tests beside it take free ones
 async def test_another_admin_key_is_taken_by_starting_it_again(host, plan):
     remote = await host.ensure(plan, setup("a", admin="sk-former"))
     former = await becomes(host, remote, BackendState.READY)

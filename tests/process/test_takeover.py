@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import time
 import urllib.request
 from collections import Counter
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any
 
 import psutil
@@ -112,6 +113,28 @@ def test_a_killed_leader_is_replaced_and_its_replicas_go_on_with_the_other(house
     watch.check_nothing_left(house, job)
 
 
+def stop_between_writes(house, pid):
+    """Freeze a process: one frozen within a write to SQLite holds its lock, and with that everybody else."""
+    for _ in range(100):
+        os.kill(pid, signal.SIGSTOP)
+        state = house.home / "state.db"
+        if not state.exists() or is_writable(state):
+            return
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(0.05)
+    raise AssertionError("it writes all the time")
+
+
+def is_writable(state):
+    with closing(sqlite3.connect(state, timeout=1, isolation_level=None)) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return False
+        connection.execute("ROLLBACK")
+        return True
+
+
 @pytest.mark.parametrize("moment", ["launching", "computing"])
 def test_a_leader_that_was_stopped_and_wakes_up_does_nothing_a_second_time(house, moment):
     house.environment |= {"TANDEMN_LEADER_LEASE_S": "3", "TANDEMN_HEARTBEAT_S": "1"}
@@ -123,7 +146,7 @@ def test_a_leader_that_was_stopped_and_wakes_up_does_nothing_a_second_time(house
         house.wait_for(lambda: watch.computing(house, job))
     else:
         house.wait_for(lambda: watch.events(house, job, "replica_launched"))
-    os.kill(first["pid"], signal.SIGSTOP)
+    stop_between_writes(house, first["pid"])
     try:
         house.wait_for(lambda: leads(second["url"]), timeout=TAKEOVER_S)
         house.wait_for(lambda: watch.computing(house, job) or watch.state(house, job) == "completed")

@@ -40,6 +40,8 @@ def main(request_id, name):
         "region": region,
         "handle": None,
     }
+    if request["status"] == "CANCELLED":
+        return  # the API server ends the process of a request that is cancelled: nothing comes of it any more
     sky._write(f"clusters/{name}.json", record)
     time.sleep(faults.get("boot_s", 0))
     request = sky._read(f"requests/{request_id}.json")
