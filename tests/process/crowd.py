@@ -90,12 +90,16 @@ class Watch:
 
 
 def _runners(house: House) -> int:
-    work, count = f"{house.home}/work/", 0
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            words = process.cmdline()
-            count += "tandemn.runner" in words and any(each.startswith(work) for each in words)
-    return count
+    """Count those that are there at one moment, the end of the scan: while it goes on, one may follow another."""
+    seen = [process for process in psutil.process_iter() if _is_runner(process, f"{house.home}/work/")]
+    return sum(_is_runner(process, f"{house.home}/work/") for process in seen)
+
+
+def _is_runner(process: psutil.Process, work: str) -> bool:
+    with suppress(psutil.Error):
+        words = process.cmdline()
+        return "tandemn.runner" in words and any(each.startswith(work) for each in words)
+    return False
 
 
 async def run_crowd(house: House, plan: Plan) -> Figures:

@@ -135,6 +135,7 @@ def is_writable(state):
         return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["launching", "computing"])
 def test_a_leader_that_was_stopped_and_wakes_up_does_nothing_a_second_time(house, moment):
     house.environment |= {"TANDEMN_LEADER_LEASE_S": "3", "TANDEMN_HEARTBEAT_S": "1"}
