@@ -13,12 +13,12 @@ import statistics
 import sys
 import tempfile
 import time
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
+from tests.process import watch
 from tests.process.house import House, chat_lines
 
 from tandemn.client import UserClient
@@ -82,24 +82,11 @@ class Watch:
         """Go on until cancelled."""
         while True:
             self.rss = max(self.rss, self._server.memory_info().rss)
-            self.replicas = max(self.replicas, await asyncio.to_thread(_runners, self._house))
+            self.replicas = max(self.replicas, (await asyncio.to_thread(watch.runners, self._house)).total())
             for job in (await self._admin.list_jobs(limit=1000, after=None, state="active")).jobs:
                 if job.waits is not None and job.waits.place_in_line is not None:
                     self.said[job.job_id] = job.waits.reason
             await asyncio.sleep(0.25)
-
-
-def _runners(house: House) -> int:
-    """Count those that are there at one moment, the end of the scan: while it goes on, one may follow another."""
-    seen = [process for process in psutil.process_iter() if _is_runner(process, f"{house.home}/work/")]
-    return sum(_is_runner(process, f"{house.home}/work/") for process in seen)
-
-
-def _is_runner(process: psutil.Process, work: str) -> bool:
-    with suppress(psutil.Error):
-        words = process.cmdline()
-        return "tandemn.runner" in words and any(each.startswith(work) for each in words)
-    return False
 
 
 async def run_crowd(house: House, plan: Plan) -> Figures:
@@ -110,8 +97,8 @@ async def run_crowd(house: House, plan: Plan) -> Figures:
     async with UserClient(url, done.stdout.strip()) as admin:
         users = [f"user{number}" for number in range(plan.users)]
         keys = [(await admin.create_key(CreateKey(name=name, role=Role.USER))).key for name in users]
-        watch = Watch(house, admin)
-        watching = asyncio.create_task(watch.run())
+        looks = Watch(house, admin)
+        watching = asyncio.create_task(looks.run())
         began = time.monotonic()
         try:
             async with asyncio.timeout(plan.patience_s):
@@ -123,8 +110,8 @@ async def run_crowd(house: House, plan: Plan) -> Figures:
             await asyncio.gather(watching, return_exceptions=True)
         figures = _figures(ended)
         figures.seconds = round(time.monotonic() - began, 1)
-        figures.replicas_at_once, figures.waits_seen = watch.replicas, len(watch.said)
-        figures.rss_mb_before, figures.rss_mb_peak = watch.rss_before // 1_000_000, watch.rss // 1_000_000
+        figures.replicas_at_once, figures.waits_seen = looks.replicas, len(looks.said)
+        figures.rss_mb_before, figures.rss_mb_peak = looks.rss_before // 1_000_000, looks.rss // 1_000_000
     return figures
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import openai
 import pytest
+from tests.certificates import self_signed
 from tests.fakes.router_rig import (
     ADMIN,
     KEY,
@@ -305,20 +306,7 @@ def test_load_test_clients_shapes(rig):
 
 
 def test_tls_in_front_and_to_a_backend(rig, tmp_path):
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-    ]
-    command += ["-keyout", str(key), "-out", str(cert), "-days", "2", "-subj", "/CN=localhost"]
-    command += ["-addext", "subjectAltName=DNS:localhost"]
-    subprocess.run(command, check=True, capture_output=True)
+    cert, key = self_signed(tmp_path)
     inner = rig.vllm()
     first = rig.router(backend("a", inner.url), extra=("--cert", str(cert), "--key", str(key)))
     second = Rig(tmp_path / "second")

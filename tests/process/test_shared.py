@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import openai
 import pytest
+from tests.certificates import self_signed
 from tests.process.conftest import built
 from tests.process.house import House, chat_lines, read_lines
 
@@ -36,20 +37,7 @@ class Team:
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tls")
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-    ]
-    command += ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
-    command += ["-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")]
-    subprocess.run(command, check=True, capture_output=True)
-    return folder / "cert.pem"
+    return self_signed(folder, alias="IP:127.0.0.1")[0]
 
 
 def machine(url: str, certificate: Path, key: str) -> House:
@@ -71,7 +59,7 @@ def team(certificate: Path) -> Iterator[Team]:
     with built() as server:
         first = server.run("keys", "create", "ops", "--role", "admin")
         assert first.returncode == 0, first.stderr
-        key_file = str(certificate.with_name("key.pem"))
+        key_file = str(certificate.with_suffix(".key"))
         started = server.run(
             "server", "start", "--host", "0.0.0.0", "--tls-cert", str(certificate), "--tls-key", key_file
         )

@@ -51,18 +51,6 @@ def elected_after(url: str, began: float) -> float:
     raise AssertionError(f"nobody led within {TAKEOVER_S:g} s: {ask_server(url)}")
 
 
-def runners(house) -> Counter[str]:
-    """How many runners there are of each replica."""
-    lines = []
-    for process in house.processes():
-        with suppress(psutil.Error):
-            lines.append(process.cmdline())
-    # What a runner starts is called otherwise: its leash and its engine.
-    return Counter(
-        line[line.index("--replica") + 1] for line in lines if line[1:3] == ["-m", "tandemn.runner"]
-    )
-
-
 def check_nothing_twice(house, job: str) -> None:
     """Each replica was launched once and no other time: by the record, and by what its own log says."""
     launched = Counter(each["replica_id"] for each in watch.events(house, job, "replica_launched"))
@@ -214,7 +202,7 @@ def test_leaders_killed_one_after_another_under_load(house):
         if sign == signal.SIGSTOP:
             stopped.append(leader["pid"])
         assert watch.state(house, job) != "completed", f"too quick to show anything: {number}"
-        assert set(runners(house).values()) <= {1}
+        assert set(watch.runners(house).values()) <= {1}
         leader = other
     for pid in stopped:
         os.kill(pid, signal.SIGKILL)

@@ -205,3 +205,17 @@ def check_nothing_left(house: House, job_id: str) -> None:
     with closing(redis.Redis(unix_socket_path=record["socket"])) as client:
         keys = client.keys(f"*{job_id}*")
     assert not keys, keys
+
+
+def runners(house: House) -> Counter[str]:
+    """How many runners there are of each replica at one moment, the end of the scan: while it goes on, one may follow
+    another.
+    """
+    lines = []
+    for process in house.processes():
+        with suppress(psutil.Error):
+            lines.append(process.cmdline())
+    # What a runner starts is called otherwise: its leash and its engine.
+    return Counter(
+        line[line.index("--replica") + 1] for line in lines if line[1:3] == ["-m", "tandemn.runner"]
+    )

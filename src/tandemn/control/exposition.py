@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tandemn.prometheus import family, sample
 from tandemn.protocol.deployments import DeploymentState
 from tandemn.protocol.jobs import JobState
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from tandemn.protocol.replicas import EngineReading, GpuReading, Heartbeat, MachineReading, ReplicaState
-
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,73 +64,73 @@ def exposition(page: Page) -> bytes:
 
 
 def _lines(page: Page) -> Iterator[str]:
-    yield from _family("tandemn_build_info", "gauge", "1; the version is a label.")
-    yield _line("tandemn_build_info", 1, version=page.version)
-    yield from _family("tandemn_leading", "gauge", "1 where this control plane is the one that acts.")
-    yield _line("tandemn_leading", int(page.is_leading))
+    yield from family("tandemn_build_info", "gauge", "1; the version is a label.")
+    yield sample("tandemn_build_info", 1, version=page.version)
+    yield from family("tandemn_leading", "gauge", "1 where this control plane is the one that acts.")
+    yield sample("tandemn_leading", int(page.is_leading))
     yield from _states("tandemn_jobs", "Jobs that have not ended, by state.", JobState, page.job_states)
     yield from _states(
         "tandemn_deployments", "Deployments that are not gone.", DeploymentState, page.deployment_states
     )
-    yield from _family("tandemn_left_out", "gauge", "Live jobs and replicas that this page has no room for.")
-    yield _line("tandemn_left_out", page.jobs_left_out, kind="jobs")
-    yield _line("tandemn_left_out", page.replicas_left_out, kind="replicas")
-    family = "tandemn_database_repeated_total"
-    yield from _family(family, "counter", "Transactions begun again because another came in their way.")
-    yield _line(family, page.repeated_transactions)
+    yield from family("tandemn_left_out", "gauge", "Live jobs and replicas that this page has no room for.")
+    yield sample("tandemn_left_out", page.jobs_left_out, kind="jobs")
+    yield sample("tandemn_left_out", page.replicas_left_out, kind="replicas")
+    name = "tandemn_database_repeated_total"
+    yield from family(name, "counter", "Transactions begun again because another came in their way.")
+    yield sample(name, page.repeated_transactions)
     if page.callbacks_waiting is not None:
-        yield from _family("tandemn_koi_callbacks_waiting", "gauge", "Callbacks that Koi has not taken yet.")
-        yield _line("tandemn_koi_callbacks_waiting", page.callbacks_waiting)
+        yield from family("tandemn_koi_callbacks_waiting", "gauge", "Callbacks that Koi has not taken yet.")
+        yield sample("tandemn_koi_callbacks_waiting", page.callbacks_waiting)
     yield from _jobs(page)
     yield from _replicas(page)
 
 
 def _jobs(page: Page) -> Iterator[str]:
-    yield from _family("tandemn_job_requests", "gauge", "Requests of a job, by what has become of them.")
+    yield from family("tandemn_job_requests", "gauge", "Requests of a job, by what has become of them.")
     for job in page.jobs:
         for state in ("completed", "failed", "left"):
-            yield _line("tandemn_job_requests", getattr(job, state), job_id=job.job_id, state=state)
-    family = "tandemn_job_deadline_left_seconds"
-    yield from _family(family, "gauge", "Until the job's deadline; below 0: it is late.")
+            yield sample("tandemn_job_requests", getattr(job, state), job_id=job.job_id, state=state)
+    name = "tandemn_job_deadline_left_seconds"
+    yield from family(name, "gauge", "Until the job's deadline; below 0: it is late.")
     for job in page.jobs:
-        yield _line(family, job.deadline - page.now, job_id=job.job_id)
-    yield from _family("tandemn_job_replicas", "gauge", "Replicas of a job, by state.")
+        yield sample(name, job.deadline - page.now, job_id=job.job_id)
+    yield from family("tandemn_job_replicas", "gauge", "Replicas of a job, by state.")
     for job in page.jobs:
         for state, count in sorted(Counter(job.replica_states).items()):
-            yield _line("tandemn_job_replicas", count, job_id=job.job_id, state=state)
+            yield sample("tandemn_job_replicas", count, job_id=job.job_id, state=state)
 
 
 def _replicas(page: Page) -> Iterator[str]:
-    family = "tandemn_replica_silent_seconds"
-    yield from _family(family, "gauge", "Since the replica's last report.")
+    name = "tandemn_replica_silent_seconds"
+    yield from family(name, "gauge", "Since the replica's last report.")
     for each in page.replicas:
         if each.seen_at is not None:
-            yield _line(family, max(0.0, page.now - each.seen_at), **_of(each))
+            yield sample(name, max(0.0, page.now - each.seen_at), **_of(each))
     beats = [(each, each.beat) for each in page.replicas if each.beat is not None]
     for name, kind, text, of_beat in _BEAT:
-        yield from _family(name, kind, text)
+        yield from family(name, kind, text)
         for each, beat in beats:
-            yield _line(name, of_beat(beat), **_of(each))
+            yield sample(name, of_beat(beat), **_of(each))
     for name, kind, text, of_engine in _ENGINE:
-        yield from _family(name, kind, text)
+        yield from family(name, kind, text)
         for each, beat in beats:
             if beat.engine is not None and (value := of_engine(beat.engine)) is not None:
-                yield _line(name, value, **_of(each))
+                yield sample(name, value, **_of(each))
     machines = [(each, beat.machine) for each, beat in beats if beat.machine is not None]
     yield from _machines(machines)
 
 
 def _machines(machines: Sequence[tuple[ReplicaFigures, MachineReading]]) -> Iterator[str]:
     for name, text, of_machine in _MACHINE:
-        yield from _family(name, "gauge", text)
+        yield from family(name, "gauge", text)
         for each, machine in machines:
-            yield _line(name, of_machine(machine), **_of(each))
+            yield sample(name, of_machine(machine), **_of(each))
     gpus = [(each, number, gpu) for each, machine in machines for number, gpu in enumerate(machine.gpus)]
     for name, text, of_gpu in _GPU:
-        yield from _family(name, "gauge", text)
+        yield from family(name, "gauge", text)
         for each, number, gpu in gpus:
             if (value := of_gpu(gpu)) is not None:
-                yield _line(name, value, **_of(each), gpu=str(number))
+                yield sample(name, value, **_of(each), gpu=str(number))
 
 
 _BEAT: tuple[tuple[str, str, str, Callable[[Heartbeat], int]], ...] = (
@@ -183,27 +182,10 @@ def _of(replica: ReplicaFigures) -> dict[str, str]:
 
 
 def _states(
-    family: str, text: str, kinds: Iterable[JobState | DeploymentState], found: Sequence[str]
+    name: str, text: str, kinds: Iterable[JobState | DeploymentState], found: Sequence[str]
 ) -> Iterator[str]:
     counts = Counter(found)
-    yield from _family(family, "gauge", text)
+    yield from family(name, "gauge", text)
     for state in kinds:
         if not state.has_ended:
-            yield _line(family, counts[state], state=state.value)
-
-
-def _family(name: str, kind: str, text: str) -> tuple[str, str]:
-    return f"# HELP {name} {text}", f"# TYPE {name} {kind}"
-
-
-def _line(name: str, value: float, **labels: str) -> str:
-    told = ",".join(f'{label}="{_escaped(text)}"' for label, text in labels.items())
-    return f"{name}{{{told}}} {_number(value)}" if told else f"{name} {_number(value)}"
-
-
-def _number(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.6g}"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+            yield sample(name, counts[state], state=state.value)

@@ -9,6 +9,7 @@ from urllib.parse import parse_qs
 import msgspec
 
 from tandemn.errors import InvalidInput, NotAllowed, NotFound, TandemnError
+from tandemn.prometheus import CONTENT_TYPE
 from tandemn.router import wire
 from tandemn.router.exposition import exposition
 from tandemn.router.meter import write_atomically
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 MAX_NUMBER_DIGITS: Final = 18
 
 _JSON = b"application/json"
-_TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 
 
 def answer(router: Router, request: Request, body: bytes) -> tuple[int, bytes, bytes]:
@@ -50,7 +50,7 @@ def _route(router: Router, request: Request, body: bytes) -> tuple[int, bytes, b
                 raise NotAllowed("the router's metrics need its key")
             router.meter.settle(monotonic())
             standings = {name: backend.standing for name, backend in router.backends.items()}
-            return 200, _TEXT, exposition(router.meter, standings)
+            return 200, CONTENT_TYPE.encode(), exposition(router.meter, standings)
         case ((b"GET" | b"HEAD"), b"/router/meter"):
             if not router.may_read(request):
                 raise NotAllowed("the router's meter needs its key")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from tandemn.prometheus import family, sample
 from tandemn.router.routing import Standing, State
 
 if TYPE_CHECKING:
@@ -30,20 +31,20 @@ def exposition(meter: Meter, standings: Mapping[str, Standing]) -> bytes:
 
 def _lines(meter: Meter, standings: Mapping[str, Standing]) -> Iterator[str]:
     for counter, text in _HELP.items():
-        yield from _family(f"tandemn_router_{counter}_total", "counter", text)
+        yield from family(f"tandemn_router_{counter}_total", "counter", text)
         for name, backend in meter.backends.items():
-            yield f'tandemn_router_{counter}_total{{backend="{name}"}} {backend.counts[counter]}'
-    yield from _family("tandemn_router_tokens_total", "counter", "Tokens, as reported by usage or estimated.")
+            yield sample(f"tandemn_router_{counter}_total", backend.counts[counter], backend=name)
+    yield from family("tandemn_router_tokens_total", "counter", "Tokens, as reported by usage or estimated.")
     for name, backend in meter.backends.items():
         yield from _tokens(name, backend)
-    yield from _family("tandemn_router_inflight", "gauge", "Requests in flight.")
+    yield from family("tandemn_router_inflight", "gauge", "Requests in flight.")
     for name, backend in meter.backends.items():
-        yield f'tandemn_router_inflight{{backend="{name}"}} {backend.inflight}'
-    family = "tandemn_router_inflight_seconds_total"
-    yield from _family(family, "counter", "Seconds spent at each number of requests in flight.")
+        yield sample("tandemn_router_inflight", backend.inflight, backend=name)
+    seconds = "tandemn_router_inflight_seconds_total"
+    yield from family(seconds, "counter", "Seconds spent at each number of requests in flight.")
     for name, backend in meter.backends.items():
-        for level in sorted(backend.inflight_s):
-            yield f'{family}{{backend="{name}",concurrency="{level}"}} {backend.inflight_s[level]:.6f}'
+        for level, spent_s in sorted(backend.inflight_s.items()):
+            yield sample(seconds, f"{spent_s:.6f}", backend=name, concurrency=str(level))
     yield from _histograms("tandemn_router_ttft_seconds", "From request to first event.", meter, "ttft")
     yield from _histograms(
         "tandemn_router_itl_seconds",
@@ -51,17 +52,14 @@ def _lines(meter: Meter, standings: Mapping[str, Standing]) -> Iterator[str]:
         meter,
         "itl",
     )
-    yield from _family("tandemn_router_rejected_total", "counter", "Requests that the router itself refused.")
+    yield from family("tandemn_router_rejected_total", "counter", "Requests that the router itself refused.")
     for reason, count in meter.rejected.items():
-        yield f'tandemn_router_rejected_total{{reason="{reason}"}} {count}'
-    yield from _family("tandemn_router_backend_state", "gauge", "1 for the state that the backend is in.")
+        yield sample("tandemn_router_rejected_total", count, reason=reason)
+    yield from family("tandemn_router_backend_state", "gauge", "1 for the state that the backend is in.")
     for name, standing in standings.items():
         for state in State:
-            yield f'tandemn_router_backend_state{{backend="{name}",state="{state}"}} {int(state is standing.state)}'
-
-
-def _family(name: str, kind: str, text: str) -> tuple[str, str]:
-    return f"# HELP {name} {text}", f"# TYPE {name} {kind}"
+            is_in = int(state is standing.state)
+            yield sample("tandemn_router_backend_state", is_in, backend=name, state=state.value)
 
 
 def _tokens(name: str, backend: BackendMeter) -> Iterator[str]:
@@ -71,16 +69,17 @@ def _tokens(name: str, backend: BackendMeter) -> Iterator[str]:
         ("completion", "usage", "completion_tokens"),
         ("completion", "estimated", "estimated_completion_tokens"),
     ):
-        yield f'tandemn_router_tokens_total{{backend="{name}",kind="{kind}",source="{source}"}} {counts[counter]}'
+        told = counts[counter]
+        yield sample("tandemn_router_tokens_total", told, backend=name, kind=kind, source=source)
 
 
-def _histograms(family: str, text: str, meter: Meter, field: str) -> Iterator[str]:
-    yield from _family(family, "histogram", text)
+def _histograms(times: str, text: str, meter: Meter, field: str) -> Iterator[str]:
+    yield from family(times, "histogram", text)
     for name, backend in meter.backends.items():
         histogram: Histogram = getattr(backend, field)
         below = 0
         for bound, count in zip((*histogram.bounds, "+Inf"), histogram.counts, strict=True):
             below += count
-            yield f'{family}_bucket{{backend="{name}",le="{bound}"}} {below}'
-        yield f'{family}_sum{{backend="{name}"}} {histogram.total_s:.6f}'
-        yield f'{family}_count{{backend="{name}"}} {below}'
+            yield sample(f"{times}_bucket", below, backend=name, le=str(bound))
+        yield sample(f"{times}_sum", f"{histogram.total_s:.6f}", backend=name)
+        yield sample(f"{times}_count", below, backend=name)

@@ -245,7 +245,7 @@ class Stream:
         upstream = self.exchange.upstream
         at = self._feed_chunks(data) if self.is_clean else 0
         if at < len(data) and upstream is self.exchange.upstream:
-            self._feed_slowly(data[at:] if at else data, monotonic())
+            self._feed_slowly(data[at:], monotonic())
         if upstream is not None and upstream is self.exchange.upstream:
             upstream.feed = self._usual() if self.is_clean else self._feed_otherwise
 

@@ -15,6 +15,8 @@ from tandemn.protocol.replicas import MAX_GPUS, GpuReading, MachineReading
 READING_S = 5.0
 #: How long `nvidia-smi` may take; a driver that hangs takes for ever.
 GPUS_S = 10.0
+#: How long one that was killed is waited for.
+REAP_S = 1.0
 #: Readings in a row that may fail before GPUs are not asked about any more.
 FAILURES = 3
 
@@ -111,6 +113,10 @@ async def _output_of(nvidia_smi: str) -> str:
         if process.returncode is None:
             with suppress(ProcessLookupError):
                 process.kill()
+            # One that a driver holds fast does not end even so.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(REAP_S):
+                    await process.wait()
     if process.returncode:
         raise ValueError(f"nvidia-smi ended with status {process.returncode}")
     return out.decode(errors="replace")

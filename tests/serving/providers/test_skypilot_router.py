@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import subprocess
 from decimal import Decimal
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import aiohttp
 import psutil
 import pytest
 import yaml
+from tests.certificates import self_signed
 from tests.fakes.sky import FakeSky, Faults
 
 from tandemn.control.providers import Providers
@@ -323,20 +323,8 @@ async def test_a_down_that_fails_is_no_end(host, fake):
 
 def certificate(folder, name):
     """A certificate of its own, with its key in a file beside it."""
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-    ]
-    command += ["-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}", "-days", "2"]
-    command += ["-out", str(folder / f"{name}.pem"), "-keyout", str(folder / f"{name}.key")]
-    subprocess.run(command, check=True, capture_output=True)
-    return {"router_cert": folder / f"{name}.pem", "router_cert_key": folder / f"{name}.key"}
+    made, key = self_signed(folder, subject=name, alias=f"DNS:{name}", file=name)
+    return {"router_cert": made, "router_cert_key": key}
 
 
 async def test_it_serves_https_with_the_certificate_of_the_settings_and_takes_a_new_one(

@@ -8,7 +8,8 @@ from fastapi import APIRouter, Query, Response
 
 from tandemn.control import metrics
 from tandemn.control.api.dependencies import CallerNow, JobId, ServicesNow
-from tandemn.control.exposition import CONTENT_TYPE, exposition
+from tandemn.control.exposition import exposition
+from tandemn.prometheus import CONTENT_TYPE
 from tandemn.protocol.metrics import JobMetrics
 
 router = APIRouter()

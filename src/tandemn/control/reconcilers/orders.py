@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tandemn.control.reconcilers.work import goes_on
 from tandemn.control.store import events, replicas
 from tandemn.events import EventKind
 from tandemn.fleet.replica import advance
@@ -32,3 +33,10 @@ def record_order(
         orders=orders,
         reason=reason,
     )
+
+
+def drain(connection: Connection, replica_id: str, *, reason: str, now: float) -> None:
+    """Record that a replica is told to drain, where it lives and nothing has told it to go."""
+    replica = replicas.get(connection, replica_id)
+    if goes_on(replica):
+        record_order(connection, replica, orders="drain", reason=reason, now=now)

@@ -8,62 +8,34 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tandemn.control.pace import stays
-from tandemn.control.reconcilers.orders import record_order
-from tandemn.control.store import events, jobs, replicas
+from tandemn.control.reconcilers.orders import drain
+from tandemn.control.reconcilers.quotas import Quotas
+from tandemn.control.reconcilers.work import Work, load, worth
+from tandemn.control.store import events, jobs
 from tandemn.errors import QuotaExceeded
 from tandemn.events import EventKind
-from tandemn.fleet import scarcity, sharing
+from tandemn.fleet import sharing
 from tandemn.fleet.reasons import NO_CAPACITY_CODES
-from tandemn.fleet.reconcile import CAPACITY_BACKOFF_S
 from tandemn.fleet.sharing import Claim, Pool
-from tandemn.protocol.jobs import ReplicaConfig, WaitView
-from tandemn.protocol.replicas import ReplicaState
+from tandemn.protocol.jobs import WaitView
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
     from sqlalchemy import Connection
 
     from tandemn.control.services import Services
-    from tandemn.control.store.records import JobRecord, ReplicaRecord
+    from tandemn.control.store.records import JobRecord
     from tandemn.fleet.launchers.launcher import Launcher
-    from tandemn.fleet.scarcity import Settlement
     from tandemn.fleet.sharing import Share
 
 #: Owners of whom it is kept when they last got a place.
 SERVED_KEPT = 10_000
 #: Of the jobs of the same owner that come first, so many are named.
 AHEAD_NAMED = 10
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """A job, and its replicas that have not ended."""
-
-    job: JobRecord
-    fleet: tuple[ReplicaRecord, ...]
-    last_failure: ReplicaRecord | None = None
-    """The replica that ended last; read only of jobs that lack one, in a cloud or until the next try."""
-    most_starts: int | None = None
-    """Pending replicas that it may launch for all that others leave of a quota; None: no quota is known to be used up."""
-
-    @property
-    def held(self) -> list[ReplicaRecord]:
-        """Replicas that have a place, and stay."""
-        return [each for each in self.fleet if each.launched_at is not None and _goes_on(each)]
-
-    @property
-    def pending(self) -> list[ReplicaRecord]:
-        return [each for each in self.fleet if each.state is ReplicaState.PENDING and stays(each)]
-
-    def due(self, now: float) -> int:
-        """How many replicas it could launch now."""
-        due = sum(each.not_before <= now for each in self.pending)
-        return due if self.most_starts is None else min(due, self.most_starts)
 
 
 class Places:
@@ -79,14 +51,13 @@ class Places:
         self._pools: dict[str, Pool] = {}
         self._served: dict[str, float] = {}
         self._holders: dict[str | None, set[str]] = {}
-        self._drained_at: dict[Hashable, float] = {}
-        """When replicas of a kind were last drained for a quota."""
+        self._quotas = Quotas(services)
 
     async def look(self) -> list[str]:
         """Decide anew; return the jobs that have not ended, and ended ones that replicas still live of."""
         async with self._lock:
             now = self._services.clock.now()
-            work = await self._settle(await self._services.database.run(load, now), now)
+            work = await self._quotas.settle(await self._services.database.run(load, now), now)
             self._holders = _holders(work)
             by_pool: defaultdict[str, list[Work]] = defaultdict(list)
             for each in work:
@@ -146,27 +117,6 @@ class Places:
         """Whether other jobs run on the job's cloud: what they have of a quota will be free again."""
         return bool(self._holders.get(job.cloud, set()) - {job.job_id})
 
-    async def _settle(self, work: list[Work], now: float) -> list[Work]:
-        """Share quotas that are used up, where a launch has failed for one."""
-        failed_at = [
-            each.last_failure.ended_at or now
-            for each in work
-            if each.last_failure is not None and each.last_failure.code == QuotaExceeded.default_code
-        ]
-        if not failed_at:
-            return work
-        ended = await self._services.database.run(replicas.ended_since, min(failed_at))
-        self._drained_at = {
-            kind: at for kind, at in self._drained_at.items() if now - at < CAPACITY_BACKOFF_S
-        }
-        taking_part = [_sharer(each, ended) for each in work if each.job.state in jobs.NEEDS_REPLICAS]
-        settled = scarcity.settle(taking_part, now, spared=set(self._drained_at))
-        if settled.drains or settled.tries:
-            await self._services.database.run(_write_settled, settled, now)
-            self._drained_at |= dict.fromkeys(settled.drained, now)
-            self._services.pulse.beat("*")
-        return [replace(each, most_starts=settled.starts.get(each.job.job_id)) for each in work]
-
     async def _share(self, members: Sequence[Work], now: float) -> list[_Change]:
         """Share the places of one pool; return what is to be written of it."""
         launcher = self._launcher(members[0].job)
@@ -198,61 +148,12 @@ class _Change:
     reason: str
 
 
-def load(connection: Connection, now: float) -> list[Work]:
-    """Read every job that has not ended, and ended ones of which replicas live, oldest first."""
-    fleets: defaultdict[str, list[ReplicaRecord]] = defaultdict(list)
-    for replica in replicas.live(connection):
-        fleets[replica.job_id].append(replica)
-    found = jobs.active(connection)
-    known = {job.job_id for job in found}
-    found += [jobs.get(connection, job_id) for job_id in fleets if job_id not in known]
-    work = []
-    for job in found:
-        each = Work(job=job, fleet=tuple(fleets.get(job.job_id, ())))
-        if each.pending and (job.cloud not in {None, "local"} or not each.due(now)):
-            failed = replicas.last_ended(connection, job.job_id)
-            each = Work(job=job, fleet=each.fleet, last_failure=failed)
-        work.append(each)
-    return work
-
-
 def _holders(work: Sequence[Work]) -> dict[str | None, set[str]]:
     found: defaultdict[str | None, set[str]] = defaultdict(set)
     for each in work:
         if each.held:
             found[each.job.cloud].add(each.job.job_id)
     return found
-
-
-def _sharer(work: Work, ended: Sequence[ReplicaRecord]) -> scarcity.Job:
-    job = work.job
-    return scarcity.Job(
-        job_id=job.job_id,
-        owner=job.owner,
-        priority=job.spec.priority,
-        since=job.created_at,
-        replicas=tuple(
-            scarcity.Replica(
-                replica_id=each.replica_id,
-                kind=_kind(each),
-                launched_at=each.launched_at,
-                stays=_goes_on(each),
-                ended_at=each.ended_at,
-                lacked_quota=each.code == QuotaExceeded.default_code,
-                not_before=each.not_before,
-            )
-            for each in (
-                *sorted(work.fleet, key=_worth),
-                *(each for each in ended if each.job_id == job.job_id),
-            )
-        ),
-    )
-
-
-def _kind(replica: ReplicaRecord) -> Hashable:
-    """What of its cloud a replica takes; quotas are by family of machines, market and region."""
-    config = ReplicaConfig.model_validate(replica.config)
-    return replica.launcher, config.gpu, config.market, config.region, config.regions
 
 
 def _claim(work: Work, now: float) -> Claim | None:
@@ -273,10 +174,6 @@ def _claim(work: Work, now: float) -> Claim | None:
     )
 
 
-def _goes_on(replica: ReplicaRecord) -> bool:
-    return stays(replica) and replica.goodbye is None
-
-
 def _changes(
     members: Sequence[Work], shares: Mapping[str, Share], launcher: Launcher, now: float
 ) -> Iterator[_Change]:
@@ -288,7 +185,7 @@ def _changes(
             continue
         waits = _waits(work, share, launcher, owners, now)
         told = waits.model_dump(mode="json") if waits is not None else None
-        drains = tuple(each.replica_id for each in sorted(work.held, key=_worth)[: share.gives_up])
+        drains = tuple(each.replica_id for each in sorted(work.held, key=worth)[: share.gives_up])
         if told != job.waits or drains:
             yield _Change(
                 job_id=job.job_id,
@@ -297,11 +194,6 @@ def _changes(
                 drains=drains,
                 reason=share.reason,
             )
-
-
-def _worth(replica: ReplicaRecord) -> tuple[bool, int, float]:
-    """Order replicas by what is lost with them: one that has not begun, then the one that has done least."""
-    return replica.began_at is not None, replica.chunks_completed, -replica.created_at
 
 
 def _waits(
@@ -342,15 +234,6 @@ def _next_try(work: Work) -> tuple[str, str]:
     return what, f"waits for {thing}" + (f"; the last one failed: {why}" if why else "")
 
 
-def _write_settled(connection: Connection, settled: Settlement, now: float) -> None:
-    for replica_id, reason in settled.drains.items():
-        replica = replicas.get(connection, replica_id)
-        if _goes_on(replica):
-            record_order(connection, replica, orders="drain", reason=reason, now=now)
-    for replica_id in settled.tries:
-        replicas.change(connection, replica_id, not_before=now)
-
-
 def _write(connection: Connection, changes: Sequence[_Change], now: float) -> None:
     for change in changes:
         jobs.change(connection, change.job_id, waits=change.waits)
@@ -366,6 +249,4 @@ def _write(connection: Connection, changes: Sequence[_Change], now: float) -> No
                 },
             )
         for replica_id in change.drains:
-            replica = replicas.get(connection, replica_id)
-            if _goes_on(replica):
-                record_order(connection, replica, orders="drain", reason=change.reason, now=now)
+            drain(connection, replica_id, reason=change.reason, now=now)

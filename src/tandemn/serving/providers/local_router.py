@@ -15,6 +15,7 @@ from tandemn.protocol.deployments import BackendState
 from tandemn.serving.local.router import HOST, RouterFolder, routers
 from tandemn.serving.providers import faults
 from tandemn.serving.providers.provider import CALL_S, REMOTE_PREFIX, Account, Remote, remote_name
+from tandemn.serving.providers.router_calls import RouterCalls
 from tandemn.serving.router_host import LOCAL_HOST, RouterPlan, RouterSetup, RouterStatus
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class LocalRouters:
     def __init__(self, loaded: Settings, *, call_s: float = CALL_S) -> None:
         self._settings = loaded
         self._call_s = call_s
-        self._session: aiohttp.ClientSession | None = None
+        self._routers = RouterCalls(ANSWER_S)
 
     @classmethod
     def open(cls) -> Self:
@@ -100,7 +101,7 @@ class LocalRouters:
         if record is None or process is None:
             # One that has died is started again by the next `ensure`.
             return RouterStatus(state=BackendState.DELETED, look_s=STATUS_S)
-        is_up = await self._is_up(record)
+        is_up = await self._routers.is_up(_url(record))
         return RouterStatus(
             state=BackendState.READY if is_up else BackendState.PROVISIONING,
             url=_url(record),
@@ -128,9 +129,7 @@ class LocalRouters:
         return tail.splitlines()[-lines:] if lines > 0 else []
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self._routers.close()
 
     def _folder(self, remote_name: str) -> RouterFolder:
         return RouterFolder(self._settings, remote_name)
@@ -139,11 +138,10 @@ class LocalRouters:
         return sorted(path.name for path in routers(self._settings.home_path).glob(f"{REMOTE_PREFIX}*"))
 
     async def _put(self, folder: RouterFolder, record: RouterRecord, setup: RouterSetup) -> None:
-        """Give a running router its table, which it writes to its file before it answers."""
-        headers = {"Authorization": f"Bearer {setup.admin_key}"}
+        """Give a running router its table."""
         async with (
             faults.translated(self.name, (aiohttp.ClientError,), self._translate, limit_s=self._call_s),
-            self._http().put(f"{_url(record)}/router/config", data=setup.table, headers=headers) as answer,
+            self._routers.put(_url(record), setup) as answer,
         ):
             if answer.status == 200:
                 return
@@ -153,18 +151,6 @@ class LocalRouters:
                 await self._do(folder.signal, signal.SIGTERM)
                 raise faults.unavailable(self.name, "the router has another admin key; it is started again")
             raise faults.refused(self.name, detail)
-
-    async def _is_up(self, record: RouterRecord) -> bool:
-        try:
-            async with self._http().get(f"{_url(record)}/router/health") as answer:
-                return answer.status == 200
-        except (aiohttp.ClientError, TimeoutError, OSError):
-            return False
-
-    def _http(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ANSWER_S))
-        return self._session
 
     async def _do(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Touch the disk or a process, in a thread: a disk can be slow."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import aiohttp
@@ -21,6 +22,8 @@ from tandemn.protocol.deployments import BackendState
 from tandemn.serving.certificate import read_certificate, trusted
 from tandemn.serving.providers import faults
 from tandemn.serving.providers.provider import Account, Remote
+from tandemn.serving.providers.router_calls import RouterCalls
+from tandemn.serving.providers.sky_calls import REQUESTS_READ, SkyCalls
 from tandemn.serving.providers.skypilot_router_task import (
     GRACE_S,
     INSTANCES,
@@ -41,16 +44,12 @@ if TYPE_CHECKING:
     from tandemn.protocol.deployments import DeploymentSpec
     from tandemn.settings import Settings
 
-#: How long a call may take: SkyPilot's API server may have to start first, which took 40 to 115 s.
-SKY_CALL_S = 150.0
 #: How long ending a machine may take; the next `delete` waits on.
 DOWN_S = 600.0
 #: Longest answer of a router's own endpoints, in seconds.
 ANSWER_S = 10.0
 #: Lines of its log that tell why it ended.
 QUOTED_LINES = 15
-#: Requests of SkyPilot's API server that are read to find out why a machine did not come up.
-REQUESTS_READ = 200
 
 #: Statuses of its command on the machine: it may come to answer, or has ended as it cannot help.
 _COMING = frozenset({"INIT", "PENDING", "SETTING_UP", "RUNNING"})
@@ -73,10 +72,10 @@ class SkyPilotRouters:
         self, sky: SkyPilot, loaded: Settings, *, grace_s: float = GRACE_S, is_shared: bool = False
     ) -> None:
         self._sky = sky
-        self._is_shared = is_shared
+        self._calls = SkyCalls(sky, is_shared=is_shared)
         self._settings = loaded
         self._grace_s = grace_s
-        self._session: aiohttp.ClientSession | None = None
+        self._routers = RouterCalls(ANSWER_S, partial(trusted, loaded))
         #: When its command was told to end, by cluster.
         self._told_at: dict[str, float] = {}
 
@@ -132,7 +131,7 @@ class SkyPilotRouters:
         certificate = await asyncio.to_thread(read_certificate, self._settings)
         built = await asyncio.to_thread(wheel.build_for_router, self._settings.home_path / "wheels")
         config = router_task(plan.request, built, setup, None if certificate is None else certificate.pem)
-        await self._do("launch", answer="request", task=task(config), cluster_name=name)
+        await self._calls.do("launch", answer="request", task=task(config), cluster_name=name)
         return self._remote(name, None)
 
     async def push(self, remote: Remote, setup: RouterSetup) -> None:
@@ -144,9 +143,11 @@ class SkyPilotRouters:
 
     async def find(self, remote_name: str | None = None, place: str = "") -> Sequence[Remote]:
         del place
-        records = await self._do("status", refresh=member("StatusRefreshMode", "AUTO"))
+        records = await self._calls.do("status", refresh=member("StatusRefreshMode", "AUTO"))
         names = {str(each["name"]) for each in records}
-        names |= {str(each["cluster_name"]) for each in await self._do("api_status") if _is_launch(each)}
+        names |= {
+            str(each["cluster_name"]) for each in await self._calls.do("api_status") if _is_launch(each)
+        }
         return [
             self._remote(name, None)
             for name in sorted(names)
@@ -154,7 +155,7 @@ class SkyPilotRouters:
         ]
 
     async def status(self, remote: Remote) -> RouterStatus:
-        if remote.url is not None and await self._is_up(remote.url):
+        if remote.url is not None and await self._routers.is_up(remote.url):
             return RouterStatus(state=BackendState.READY, url=remote.url)
         name = remote.remote_name
         if await self._launches(name):
@@ -163,21 +164,21 @@ class SkyPilotRouters:
         if record is None or record["status"] != "UP":
             return await self._not_up(name, record)
         url = await self._url(record)
-        if url is not None and await self._is_up(url):
+        if url is not None and await self._routers.is_up(url):
             return RouterStatus(state=BackendState.READY, url=url)
         return await self._silent(name, url)
 
     async def delete(self, remote_name: str, place: str = "") -> bool:
         del place
         if requests := await self._launches(remote_name):
-            await self._do("api_cancel", request_ids=requests, silent=True)
+            await self._calls.do("api_cancel", request_ids=requests, silent=True)
         record = await self._record(remote_name)
         if record is None:
             return not requests
         if record["status"] == "UP" and not await self._has_drained(remote_name):
             return False
         with suppress(NotFound):
-            await self._do("down", within_s=DOWN_S, cluster_name=remote_name)
+            await self._calls.do("down", within_s=DOWN_S, cluster_name=remote_name)
         self._told_at.pop(remote_name, None)
         return await self._record(remote_name) is None
 
@@ -185,11 +186,8 @@ class SkyPilotRouters:
         return (await self._tail(remote.remote_name, lines)).splitlines() if lines > 0 else []
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
-        if not self._is_shared:
-            await asyncio.to_thread(self._sky.close)
+        await self._routers.close()
+        await self._calls.close()
 
     # --- the router itself ---
 
@@ -205,15 +203,8 @@ class SkyPilotRouters:
             return False
 
     async def _put(self, url: str, setup: RouterSetup) -> int:
-        headers = {"Authorization": f"Bearer {setup.admin_key}"}
         try:
-            async with self._http().put(
-                f"{url}/router/config",
-                data=setup.table,
-                headers=headers,
-                ssl=trusted(self._settings),
-                allow_redirects=False,
-            ) as answer:
+            async with self._routers.put(url, setup) as answer:
                 if answer.status in {200, 401, 403}:
                     return answer.status
                 raise faults.refused(self.name, faults.shown(await answer.text(), (setup.admin_key,)))
@@ -222,31 +213,17 @@ class SkyPilotRouters:
         except (aiohttp.ClientError, TimeoutError, OSError) as exc:
             raise faults.unavailable(self.name, f"the router at {url}: {faults.shown(exc)}") from exc
 
-    async def _is_up(self, url: str) -> bool:
-        try:
-            async with self._http().get(
-                f"{url}/router/health", ssl=trusted(self._settings), allow_redirects=False
-            ) as answer:
-                return answer.status == 200
-        except (aiohttp.ClientError, TimeoutError, OSError):
-            return False
-
-    def _http(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ANSWER_S))
-        return self._session
-
     # --- what SkyPilot knows ---
 
     async def _record(self, name: str) -> dict[str, Any] | None:
         """Ask the cloud for its machine."""
         force = member("StatusRefreshMode", "FORCE")
-        records = await self._do("status", cluster_names=[name], refresh=force)
+        records = await self._calls.do("status", cluster_names=[name], refresh=force)
         return next((each for each in records if each["name"] == name), None)
 
     async def _launches(self, name: str) -> list[str]:
         """Launches of it under way."""
-        requests = await self._do("api_status", cluster_name=name)
+        requests = await self._calls.do("api_status", cluster_name=name)
         return [str(each["request_id"]) for each in requests if _is_launch(each, name)]
 
     async def _url(self, record: dict[str, Any]) -> str | None:
@@ -256,23 +233,17 @@ class SkyPilotRouters:
         if str(handle.get("cloud") or record.get("cloud") or "").lower() in NO_PORTS:
             return f"{scheme}://{handle['head_ip']}:{PORT}" if handle.get("head_ip") else None
         with suppress(TandemnError):
-            endpoints = await self._do("endpoints", cluster=record["name"], port=PORT)
+            endpoints = await self._calls.do("endpoints", cluster=record["name"], port=PORT)
             if address := endpoints.get(str(PORT)):
                 return f"{scheme}://{str(address).rpartition('//')[2].rstrip('/')}"
         return None
 
     async def _not_up(self, name: str, record: dict[str, Any] | None) -> RouterStatus:
         """Tell one that could not be launched from one that is not there."""
-        requests = await self._do("api_status", all_status=True, limit=REQUESTS_READ, cluster_name=name)
-        launches = [each for each in requests if _is_launch(each, name)]
-        latest = max(launches, key=lambda each: each.get("created_at") or 0.0, default=None)
-        if latest is not None and latest["status"] == "FAILED":
-            try:
-                await self._do("get", request_id=latest["request_id"])
-            except NotFound:
-                pass
-            except TandemnError as exc:
-                return RouterStatus(state=BackendState.FAILED, reason=exc.message)
+        requests = await self._calls.do("api_status", all_status=True, limit=REQUESTS_READ, cluster_name=name)
+        failure = await self._calls.why_failed(each for each in requests if _is_launch(each, name))
+        if failure is not None and not isinstance(failure, NotFound):
+            return RouterStatus(state=BackendState.FAILED, reason=failure.message)
         if record is not None and record["status"] == "INIT":
             return RouterStatus(state=BackendState.PROVISIONING, reason="its machine is not up")
         # Nothing, or a machine that somebody stopped: the next `ensure` starts it.
@@ -291,7 +262,7 @@ class SkyPilotRouters:
 
     async def _command(self, name: str) -> str | None:
         """Status of its command."""
-        statuses = await self._do("job_status", cluster_name=name)
+        statuses = await self._calls.do("job_status", cluster_name=name)
         return next((str(each) for each in statuses.values()), None)
 
     async def _has_drained(self, name: str) -> bool:
@@ -299,24 +270,12 @@ class SkyPilotRouters:
         if name not in self._told_at:
             if await self._command(name) != "RUNNING":
                 return True  # told by a control plane before this one, or never begun
-            await self._do("cancel", cluster_name=name, all=True)
+            await self._calls.do("cancel", cluster_name=name, all=True)
             self._told_at[name] = time.monotonic()
         return time.monotonic() - self._told_at[name] >= self._grace_s
 
     async def _tail(self, name: str, lines: int) -> str:
-        return await asyncio.to_thread(
-            self._sky.read,
-            "tail_logs",
-            "output_stream",
-            within_s=SKY_CALL_S,
-            cluster_name=name,
-            job_id=None,
-            follow=False,
-            tail=lines,
-        )
-
-    async def _do(self, function: str, *, within_s: float = SKY_CALL_S, **arguments: Any) -> Any:
-        return await asyncio.to_thread(self._sky.call, function, within_s=within_s, **arguments)
+        return await self._calls.read("tail_logs", cluster_name=name, job_id=None, follow=False, tail=lines)
 
     def _remote(self, name: str, url: str | None) -> Remote:
         return Remote(provider=self.name, remote_name=name, remote_id=name, url=url)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from tandemn import settings
-from tandemn.errors import Conflict, InvalidInput, Retryable, TandemnError
+from tandemn.errors import Conflict, InvalidInput, Retryable
 from tandemn.placement.catalog.gpus import gpu_named
 from tandemn.placement.catalog.skypilot import CATALOGS, find_machine, load_offers
 from tandemn.protocol.deployments import BackendState
@@ -31,6 +31,7 @@ from tandemn.serving.providers.provider import (
     Usage,
     remote_name,
 )
+from tandemn.serving.providers.sky_calls import REQUESTS_READ, SkyCalls
 from tandemn.serving.providers.skyserve_service import service_task
 from tandemn.skypilot.clouds import enabled_clouds
 from tandemn.skypilot.environment import SkyPilot, member, task
@@ -42,16 +43,12 @@ if TYPE_CHECKING:
     from tandemn.placement.catalog.offers import Offer
     from tandemn.protocol.deployments import DeploymentSpec
 
-#: How long a call may take: SkyPilot's API server may have to start first, which took 40 to 115 s.
-SKY_CALL_S = 150.0
 #: Requests a second that SkyServe's balancer passes on, on one core (docs/skypilot.md).
 BALANCER_RPS = 300
 #: What SkyServe's controllers are called: one a user, for all services.
 CONTROLLER_PREFIX = "sky-serve-controller"
 #: Digits of a share of its price, in USD an hour.
 SHARE_DIGITS = 6
-#: Requests of SkyPilot's API server that are read to find out why a service did not come up.
-REQUESTS_READ = 200
 
 #: A service's status -> ours; what else there is, is on its way.
 _STATES: Final = {
@@ -85,7 +82,7 @@ class SkyServe:
         self, sky: SkyPilot, offers: Sequence[Offer] | None = None, *, is_shared: bool = False
     ) -> None:
         self._sky = sky
-        self._is_shared = is_shared
+        self._calls = SkyCalls(sky, is_shared=is_shared)
         self._offers = offers
 
     @classmethod
@@ -143,10 +140,10 @@ class SkyServe:
                 raise faults.conflict(self.name, f"the service {name} is {record['status']}")
             # A change of the policy alone leaves replicas running; SkyServe rolls anything else.
             mode = member("serve.serve_utils.UpdateMode", "ROLLING")
-            await self._do("serve.update", task=task(config), service_name=name, mode=mode)
+            await self._calls.do("serve.update", task=task(config), service_name=name, mode=mode)
             return self._remote(name, record)
         if not await self._pending(name):
-            await self._do("serve.up", answer="request", task=task(config), service_name=name)
+            await self._calls.do("serve.up", answer="request", task=task(config), service_name=name)
         return self._remote(name, None)
 
     async def find(self, remote_name: str | None = None, place: str = "") -> Sequence[Remote]:
@@ -203,7 +200,7 @@ class SkyServe:
         del place
         if requests := await self._pending(remote_name):
             # What has come of it until now is found as a service the next time.
-            await self._do("api_cancel", request_ids=requests, silent=True)
+            await self._calls.do("api_cancel", request_ids=requests, silent=True)
         record = await self._record(remote_name)
         if record is None:
             return not requests
@@ -214,7 +211,7 @@ class SkyServe:
                 next_step=f"end them in the cloud's console, then `sky serve down --purge {remote_name}`",
             )
         if record["status"] != "SHUTTING_DOWN":
-            await self._do("serve.down", service_names=[remote_name])
+            await self._calls.do("serve.down", service_names=[remote_name])
         return await self._record(remote_name) is None
 
     async def usage(self, remote: Remote, since: float, until: float) -> Usage:
@@ -223,11 +220,8 @@ class SkyServe:
         return Usage(usd=None, source="the cloud's bill is not read")
 
     async def logs(self, remote: Remote, lines: int) -> Sequence[str]:
-        text = await asyncio.to_thread(
-            self._sky.read,
+        text = await self._calls.read(
             "serve.tail_logs",
-            "output_stream",
-            within_s=SKY_CALL_S,
             service_name=remote.remote_name,
             target="controller",
             follow=False,
@@ -236,8 +230,7 @@ class SkyServe:
         return text.splitlines()
 
     async def close(self) -> None:
-        if not self._is_shared:
-            await asyncio.to_thread(self._sky.close)
+        await self._calls.close()
 
     # --- what SkyPilot knows ---
 
@@ -247,7 +240,7 @@ class SkyServe:
     async def _records(self, names: list[str] | None = None) -> list[dict[str, Any]]:
         """Read the services; without a controller that runs there are none."""
         try:
-            found: list[dict[str, Any]] = await self._do("serve.status", service_names=names)
+            found: list[dict[str, Any]] = await self._calls.do("serve.status", service_names=names)
         except Retryable as exc:
             if exc.code == "skypilot_unavailable" and await self._has_no_controller():
                 return []
@@ -256,13 +249,13 @@ class SkyServe:
 
     async def _has_no_controller(self) -> bool:
         """Whether no controller exists, or it sleeps, as it does only when it has no service left."""
-        clusters = await self._do("status", refresh=member("StatusRefreshMode", "FORCE"))
+        clusters = await self._calls.do("status", refresh=member("StatusRefreshMode", "FORCE"))
         controllers = [each for each in clusters if str(each["name"]).startswith(CONTROLLER_PREFIX)]
         return all(each["status"] == "STOPPED" for each in controllers)
 
     async def _controller(self, services: int) -> list[ReplicaSeen]:
         """Look at the machine of the controller; each of our services pays its share of it."""
-        clusters = await self._do("status")
+        clusters = await self._calls.do("status")
         up = (each for each in clusters if str(each["name"]).startswith(CONTROLLER_PREFIX))
         found = next((each for each in up if each["status"] != "STOPPED"), None)
         if found is None:
@@ -297,7 +290,7 @@ class SkyServe:
 
     async def _requests(self) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
-        for request in await self._do("api_status"):
+        for request in await self._calls.do("api_status"):
             if _is_up(request) and (name := _service_of(request)):
                 found.setdefault(name, []).append(request["request_id"])
         return found
@@ -306,19 +299,12 @@ class SkyServe:
         """Tell a service that is on its way, or did not come up, from one that is not there."""
         if await self._pending(name):
             return BackendStatus(state=BackendState.PROVISIONING, reason="SkyPilot starts its controller")
-        requests = await self._do("api_status", all_status=True, limit=REQUESTS_READ)
-        made = [each for each in requests if _is_up(each) and _service_of(each) == name]
-        latest = max(made, key=lambda each: each.get("created_at") or 0.0, default=None)
-        if latest is None or latest["status"] != "FAILED":
-            return BackendStatus(state=BackendState.DELETED)
-        try:
-            await self._do("get", request_id=latest["request_id"])
-        except TandemnError as exc:
-            return BackendStatus(state=BackendState.FAILED, reason=str(exc))
+        requests = await self._calls.do("api_status", all_status=True, limit=REQUESTS_READ)
+        made = (each for each in requests if _is_up(each) and _service_of(each) == name)
+        failure = await self._calls.why_failed(made)
+        if failure is not None:
+            return BackendStatus(state=BackendState.FAILED, reason=str(failure))
         return BackendStatus(state=BackendState.DELETED)
-
-    async def _do(self, function: str, **arguments: Any) -> Any:
-        return await asyncio.to_thread(self._sky.call, function, within_s=SKY_CALL_S, **arguments)
 
     # --- planning ---
 
