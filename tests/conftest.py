@@ -43,6 +43,11 @@ def pytest_sessionstart():
         raise pytest.UsageError(missing)
 
 
+def pytest_collection_modifyitems(items):
+    """What waits for processes begins first: begun last, its long modules run on when all else has ended."""
+    items.sort(key=lambda item: "process" not in item.path.parts)
+
+
 def pytest_sessionfinish():
     postgres_server.end_shared()
 
