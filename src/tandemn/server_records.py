@@ -10,16 +10,12 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-import psutil
 from pydantic import BaseModel, ValidationError
 
-from tandemn import __version__
+from tandemn import __version__, processes
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-#: How far two readings of one process's start time may differ (the kernel's boot time is adjusted).
-START_TIME_SLACK_S = 2.0
 
 
 class ServerRecord(BaseModel):
@@ -31,22 +27,14 @@ class ServerRecord(BaseModel):
     """Where others than this machine reach it, with a key."""
     pid: int
     started: float
-    """Start time of the process, as psutil tells it: a pid alone may have been given to another."""
+    """`processes.start_time`: a pid alone may have been given to another."""
     version: str
     key: str | None = None
     """What this machine's command line shows to it; void when the process ends."""
 
     @property
     def is_alive(self) -> bool:
-        try:
-            process = psutil.Process(self.pid)
-            # A zombie has ended; its parent has not asked for its status yet.
-            return (
-                abs(process.create_time() - self.started) <= START_TIME_SLACK_S
-                and process.status() != psutil.STATUS_ZOMBIE
-            )
-        except psutil.NoSuchProcess:
-            return False
+        return processes.living(self.pid, self.started) is not None
 
 
 def main_record(home: Path) -> Path:
@@ -80,7 +68,7 @@ def of_this_process(url: str, *, shared_url: str | None, key: str) -> ServerReco
         url=url,
         shared_url=shared_url,
         pid=os.getpid(),
-        started=psutil.Process().create_time(),
+        started=processes.start_time(os.getpid()),
         version=__version__,
         key=key,
     )

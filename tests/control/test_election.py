@@ -6,7 +6,6 @@ import asyncio
 import os
 from dataclasses import replace
 
-import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +17,7 @@ from tandemn.control.leadership import Leadership, this_process, while_leading
 from tandemn.control.store import events
 from tandemn.errors import Superseded
 from tandemn.events import EventKind
+from tandemn.processes import start_time
 
 #: Short enough to wait for, long enough for a busy machine: a lease is beaten five times over.
 LEASE = 2.0
@@ -102,7 +102,7 @@ async def test_one_leads_and_another_follows_at_once_when_it_resigns(database):
 
 
 async def test_a_process_of_this_machine_that_is_gone_is_replaced_at_the_next_beat(database):
-    gone = candidate(database, started=psutil.Process().create_time() - 100)
+    gone = candidate(database, started=start_time(os.getpid()) - 100)
     await gone.beat()
     assert gone.is_leading
     heir = candidate(database)
@@ -224,5 +224,5 @@ async def test_tasks_run_under_one_term_at_a_time_and_survive_their_own_faults(d
 
 def test_this_process_is_described_by_what_another_can_check():
     me = this_process("http://127.0.0.1:1")
-    assert (me.pid, me.started) == (os.getpid(), psutil.Process().create_time())
+    assert (me.pid, me.started) == (os.getpid(), start_time(os.getpid()))
     assert me.server_id != this_process("http://127.0.0.1:1").server_id

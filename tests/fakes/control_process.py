@@ -9,11 +9,11 @@ import signal
 import sys
 from pathlib import Path
 
-import psutil
 from aiohttp import web
 from tests.fakes.user_api import FakeControlPlane
 
 from tandemn import __version__
+from tandemn.processes import start_time
 from tandemn.server_records import ServerRecord
 
 
@@ -24,9 +24,7 @@ async def serve(host: str, port: int, version: str, *, is_standby: bool) -> None
     await runner.setup()
     await web.TCPSite(runner, host, port).start()
     plane.url = f"http://{host}:{runner.addresses[0][1]}"
-    record = ServerRecord(
-        url=plane.url, pid=os.getpid(), started=psutil.Process().create_time(), version=version
-    )
+    record = ServerRecord(url=plane.url, pid=os.getpid(), started=start_time(os.getpid()), version=version)
     place = home / "servers" / f"{os.getpid()}.json" if is_standby else home / "server.json"
     place.parent.mkdir(exist_ok=True)
     temporary = home / f"server.json.{os.getpid()}"

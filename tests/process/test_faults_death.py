@@ -188,6 +188,7 @@ def test_a_control_plane_that_was_away_for_long_ends_no_replica_for_its_silence(
     watch.change(house, "UPDATE replicas SET last_seen = last_seen - 3600")
     house.run("server", "start")
     watch.wait(house, job, "completed")
-    assert len(watch.replicas(house, job)) == 1
+    had = [(each["state"], each["reason"], each["reason_code"]) for each in watch.replicas(house, job)]
+    assert len(had) == 1, had
     assert watch.status(house, job)["requests"]["recomputed"] == 0
     watch.check_nothing_left(house, job)

@@ -31,6 +31,7 @@ from redis.exceptions import BusyLoadingError, RedisError
 from redis.retry import Retry
 
 from tandemn.errors import MissingDependency, QueueUnavailable
+from tandemn.processes import living, start_time
 
 #: sun_path holds 108 bytes on Linux and 104 on macOS, one of them a NUL.
 SOCKET_PATH_LIMIT = 103
@@ -44,9 +45,6 @@ LOCK_S = START_S + 3 * STOP_S
 ASK_S = 2.0
 #: The log begins anew at a start where it is larger, in bytes.
 LOG_LIMIT = 4 << 20
-#: Two readings of a process's start time may differ by this much, in seconds. No more: process ids come round
-#: fast in a container. Where a stepped clock moves it further, `_find` knows the server by its folder.
-START_TIME_TOLERANCE_S = 0.05
 _POLL_S = 0.02
 
 _CONFIG = """\
@@ -156,7 +154,7 @@ class EmbeddedRedis:
                 # One that rewrites the append-only file is a child of the server.
                 if process.ppid() not in servers:
                     socket = str(_socket_path(self._folder))
-                    return RedisProcess(pid=process.pid, started=process.create_time(), socket=socket)
+                    return RedisProcess(pid=process.pid, started=start_time(process.pid), socket=socket)
         return None
 
     def _recorded(self) -> RedisProcess | None:
@@ -219,8 +217,7 @@ class EmbeddedRedis:
                 start_new_session=True,
                 close_fds=True,
             )
-        started = psutil.Process(process.pid).create_time()
-        running = RedisProcess(pid=process.pid, started=started, socket=str(socket))
+        running = RedisProcess(pid=process.pid, started=start_time(process.pid), socket=str(socket))
         try:
             self._write_record(running)
         except OSError:
@@ -327,11 +324,9 @@ def find_redis_server() -> Path:
 def _process(running: RedisProcess) -> psutil.Process | None:
     """Return the process where it is still the recorded one."""
     try:
-        process = psutil.Process(running.pid)
-        same = abs(process.create_time() - running.started) < START_TIME_TOLERANCE_S
-    except (psutil.Error, ValueError, OverflowError):
+        return living(running.pid, running.started)
+    except psutil.Error:
         return None
-    return process if same and _is_running(process) else None
 
 
 def _is_running(process: psutil.Process) -> bool:

@@ -16,7 +16,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
-import psutil
 import structlog
 
 from tandemn import __version__
@@ -28,7 +27,7 @@ from tandemn.control.store import events, leadership
 from tandemn.control.store.leadership import ControlPlane
 from tandemn.errors import Superseded, TandemnError
 from tandemn.events import EventKind
-from tandemn.processes import host_id, living
+from tandemn.processes import host_id, living, start_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -61,13 +60,12 @@ class LeaderTask(Protocol):
 
 def this_process(url: str) -> ControlPlane:
     """Describe this control plane, under an id that no other has."""
-    process = psutil.Process()
     return ControlPlane(
         server_id=f"server-{secrets.token_hex(4)}",
         url=url,
         host=host_id(),
         pid=os.getpid(),
-        started=process.create_time(),
+        started=start_time(os.getpid()),
         version=__version__,
     )
 

@@ -24,7 +24,7 @@ from tandemn.fleet import remains
 from tandemn.fleet.launchers.launcher import Sighting
 from tandemn.fleet.reconcile import Presence
 from tandemn.prices import Price
-from tandemn.processes import living
+from tandemn.processes import living, start_time
 from tandemn.settings import python_executable
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def _all_runners() -> Iterator[psutil.Process]:
 
 
 def _handle(process: psutil.Process) -> Handle:
-    return {"pid": process.pid, "started": process.create_time(), "host": socket.gethostname()}
+    return {"pid": process.pid, "started": start_time(process.pid), "host": socket.gethostname()}
 
 
 def _presence(handle: Handle) -> Presence:

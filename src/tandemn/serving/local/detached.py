@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 import psutil
 from pydantic import BaseModel, ValidationError
 
+from tandemn import processes
+
 if TYPE_CHECKING:
     import signal
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-#: Process start times are read with this much tolerance, in seconds.
-SAME_START_S = 0.02
 #: What ends by itself within this time, in seconds, has not started well.
 YOUNG_S = 5.0
 #: A log greater than this, in bytes, is put aside when the process starts.
@@ -38,7 +38,7 @@ class ProcessRecord(BaseModel):
 
     pid: int
     started: float
-    """Start time as psutil tells it: a pid alone may have been given to another."""
+    """`processes.start_time`: a pid alone may have been given to another."""
 
 
 class Detached:
@@ -101,7 +101,7 @@ class Detached:
     def has_died_young(self) -> bool:
         """Whether it has ended by itself as soon as it was started: the next one may do the same."""
         record = self._read_record()
-        if record is None or time.time() - record.started > YOUNG_S:
+        if record is None or processes.age_s(record.started) > YOUNG_S:
             return False
         return not self.is_running()
 
@@ -124,13 +124,7 @@ class Detached:
 
     def _recorded(self) -> psutil.Process | None:
         record = self._read_record()
-        if record is None:
-            return None
-        try:
-            process = psutil.Process(record.pid)
-            return process if abs(process.create_time() - record.started) < SAME_START_S else None
-        except psutil.NoSuchProcess:
-            return None
+        return None if record is None else processes.living(record.pid, record.started)
 
     def _read_record(self) -> ProcessRecord | None:
         try:
@@ -151,7 +145,7 @@ class Detached:
         return None
 
     def _record(self, process: psutil.Process) -> None:
-        record = ProcessRecord(pid=process.pid, started=process.create_time())
+        record = ProcessRecord(pid=process.pid, started=processes.start_time(process.pid))
         replace_file(self._folder / "process.json", record.model_dump_json())
 
     def _lock(self) -> int | None:
