@@ -206,6 +206,30 @@ async def test_a_key_that_another_process_takes_away(plane, monkeypatch):
     watching.cancel()
 
 
+async def test_who_comes_while_keys_are_looked_at_is_not_cut_off(plane):
+    open_now, came = plane.services.open_requests, asyncio.Event()
+
+    class Slow:
+        """The database, whose answer is on its way for a while."""
+
+        async def run(self, *look):
+            found = await plane.services.database.run(*look)
+            await came.wait()
+            return found
+
+    path, polls = f"/api/jobs/{await plane.new_job('alice')}?wait_s=2&state=running", []
+    for name in ("alice", "root"):
+        polls.append(asyncio.create_task(plane.call("GET", path, key=plane.keys[name])))
+        while len(open_now._open) < len(polls):
+            await asyncio.sleep(0.01)
+        if name == "alice":
+            looking = asyncio.create_task(open_now.cut_off(Slow()))
+            await asyncio.sleep(0.1)
+    came.set()
+    await looking
+    assert [status for status, _ in await asyncio.gather(*polls)] == [200, 200]
+
+
 async def test_an_admin_may_revoke_the_key_in_its_hand(plane):
     await plane.new_key("other", Role.ADMIN)
     status, answer = await plane.call("POST", "/api/keys/root/revoke", key=plane.keys["root"])

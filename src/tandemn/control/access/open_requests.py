@@ -78,12 +78,14 @@ class OpenRequests:
 
     async def cut_off(self, database: Database) -> None:
         """End every request whose key is void by now, but the one that this is part of."""
-        if not self._per_key:
+        asked = set(self._per_key)
+        if not asked:
             return
-        live = await database.run(keys.live_ids, set(self._per_key))
+        # Not of those that come while the database is asked: their keys were looked at since, and are not in its answer.
+        void = asked - await database.run(keys.live_ids, asked)
         for entry in self._open.values():
             is_other = entry.task is not asyncio.current_task()
-            if entry.key_id not in live and is_other and not entry.is_revoked:
+            if entry.key_id in void and is_other and not entry.is_revoked:
                 entry.is_revoked = True
                 entry.task.cancel()
 
