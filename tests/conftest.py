@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import urllib.request
 
 import pytest
 from tests import postgres_server
+
+# Routers of tests that run beside each other do not ask for the same ports: one that starts again wants its former one.
+os.environ["TANDEMN_LOCAL_ROUTER_PORT"] = str(
+    18000 + 100 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw99").removeprefix("gw"))
+)
 
 S3_KEY = "AKIATESTTESTTEST"
 S3_SECRET = "not-a-real-secret-but-never-to-be-shown"

@@ -17,7 +17,7 @@ from tandemn import processes
 def sleeper(tmp_path):
     """A process whose name reads like fields of its own `stat`."""
     program = tmp_path / "a) S 1 (b"
-    shutil.copy(shutil.which("sleep"), program)
+    shutil.copy("/bin/sleep", program)
     process = subprocess.Popen([program, "60"])
     while psutil.Process(process.pid).name() != program.name:
         time.sleep(0.01)
@@ -37,7 +37,9 @@ def test_it_is_the_same_after_the_clock_was_set(sleeper, monkeypatch):
     boot = psutil.boot_time()
     monkeypatch.setattr("psutil._pslinux.boot_time", lambda: boot + 1)
     assert psutil.boot_time() == boot + 1
-    assert processes.living(sleeper.pid, started).pid == sleeper.pid
+    found = processes.living(sleeper.pid, started)
+    assert found is not None
+    assert found.pid == sleeper.pid
     assert processes.living(sleeper.pid, started - 1) is None, "its pid was another's a second earlier"
 
 

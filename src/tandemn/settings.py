@@ -55,6 +55,8 @@ class Settings(BaseSettings):
     """How many calls one key may make a second, on the average."""
     requests_burst: float = Field(default=200.0, ge=1)
     """How many calls one key may make at once, after a rest."""
+    local_router_port: int = Field(default=8080, ge=1, le=65535)
+    """The first port that is tried for the router of a local deployment."""
     local_slots: int = Field(default=16, ge=1)
     """How many replicas `--cloud local` may run at a time."""
     local_usd_per_hour: Decimal | None = Field(default=None, ge=0)

@@ -13,7 +13,6 @@ import pytest
 
 from tandemn.errors import NotFound, Retryable
 from tandemn.protocol.deployments import BackendState
-from tandemn.serving.local import router as router_process
 from tandemn.serving.providers import local_router
 from tandemn.serving.providers.adapters import open_host
 from tandemn.serving.providers.local_router import LocalRouters
@@ -130,7 +129,6 @@ async def test_one_that_died_comes_back_at_the_same_place_with_its_last_table(ho
     assert await names_of(remote.url) == ["b"]
 
 
-@pytest.mark.alone  # its port is free for a moment, and other tests beside it take free ones
 async def test_another_admin_key_is_taken_by_starting_it_again(host, plan):
     remote = await host.ensure(plan, setup("a", admin="sk-former"))
     former = await becomes(host, remote, BackendState.READY)
@@ -143,10 +141,10 @@ async def test_another_admin_key_is_taken_by_starting_it_again(host, plan):
     assert await names_of(remote.url) == ["b"]
 
 
-async def test_ports_that_are_taken_are_passed_over(host, plan, monkeypatch):
+async def test_ports_that_are_taken_are_passed_over(home):
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         first = taken.getsockname()[1]
-        monkeypatch.setattr(router_process, "FIRST_PORT", first)
+        host = LocalRouters(Settings(home=home, local_router_port=first))
         folder = host._folder("tandemn-one")
         record = folder.want(setup("a").table, ADMIN)
         assert record.port > first
@@ -156,6 +154,24 @@ async def test_ports_that_are_taken_are_passed_over(host, plan, monkeypatch):
         assert folder.want(setup("b").table, ADMIN) == record
         for each in (folder, host._folder("tandemn-two")):
             each.forget()
+
+
+async def test_one_whose_port_another_router_took_is_not_up(host, plan, tmp_path):
+    remote = await host.ensure(plan, setup("a"))
+    await becomes(host, remote, BackendState.READY)
+    neighbour = LocalRouters(Settings(home=tmp_path / "neighbour"))
+    try:
+        other = await neighbour.ensure(plan, setup("b", admin="sk-neighbours"))
+        await becomes(neighbour, other, BackendState.READY)
+        # As after two state folders saw one port free at the same moment.
+        folder = host._folder("tandemn-one")
+        record = folder.record().model_copy(update={"port": int(str(other.url).rpartition(":")[2])})
+        (folder.path / "router.json").write_text(record.model_dump_json())
+        assert (await host.status(remote)).state is BackendState.PROVISIONING
+    finally:
+        while not await neighbour.delete("tandemn-one"):
+            pass
+        await neighbour.close()
 
 
 async def test_one_that_has_not_ended_yet_is_not_gone(host, plan, monkeypatch):

@@ -31,7 +31,7 @@ class House:
         self.environment = {
             key: value
             for key, value in os.environ.items()
-            if not key.startswith(("TANDEMN_", "AWS_", "KOI_"))
+            if not key.startswith(("TANDEMN_", "AWS_", "KOI_")) or key == "TANDEMN_LOCAL_ROUTER_PORT"
         } | {"TANDEMN_HOME": str(home), **environment}
         if postgres_server.IS_WANTED:
             self.environment.setdefault("TANDEMN_DATABASE_URL", postgres_server.fresh_database())

@@ -17,8 +17,6 @@ from tests.process.house import chat_lines, read_lines
 
 from tandemn.skypilot.environment import SkyPilot, task
 
-pytestmark = pytest.mark.alone
-
 SIMULATED = ("--engine", "simulated", "--cloud", "aws")
 #: Slow enough that a job is still running when something happens to it.
 SLOW = ("--", "--decode-step-s", "0.02")

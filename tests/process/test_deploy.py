@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from tests.process.house import House
 
 
-pytestmark = pytest.mark.alone
-
 LOCAL = ("deploy", "--model", "demo/tiny", "--gpu", "cpu", "--cloud", "local", "--service-name", "chat")
 
 

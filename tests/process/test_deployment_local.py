@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 NAME = "one"
 #: Spot is slow to come, as in a cloud; longer than a serverless cold start on a busy machine, or it proves nothing.
-SPOT_START_S = 6.0
+SPOT_START_S = 12.0
 POLICY = """
 spot: {max_replicas: 2, target_qps: 1000, upscale_delay: 0, downscale_delay: 5}
 serverless: {scaledown_window: 3, concurrency: 16}

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from tests.process.house import House
 
-pytestmark = pytest.mark.alone
 
 #: Four requests a second of one replica: two at a time, ten tokens of 50 ms each.
 ENGINE = ("--engine", "simulated", "--", "--slots", "2", "--decode-step-s", "0.05")

@@ -96,7 +96,13 @@ def state(house: House, job_id: str) -> str:
 def wait(house: House, job_id: str, wanted: str) -> dict[str, Any]:
     """Wait until the job has ended in this state; cheaper than a command each time."""
     ends = {"completed", "failed", "cancelled", "expired", "over_budget"}
-    house.wait_for(lambda: state(house, job_id) in ends)
+    try:
+        house.wait_for(lambda: state(house, job_id) in ends)
+    except AssertionError as exc:
+        told = "\n".join(
+            f"{each['at']:.1f} {each['kind']} {each['data']}" for each in events(house, job_id)[-40:]
+        )
+        raise AssertionError(f"the job is {state(house, job_id)}, not {wanted}:\n{told}") from exc
     found = status(house, job_id)
     assert found["state"] == wanted, found
     return found

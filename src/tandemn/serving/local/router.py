@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from tandemn.settings import Settings
 
 HOST = "127.0.0.1"
-#: The first port that is tried, and how many after it.
-FIRST_PORT, PORTS = 8080, 1000
+#: How many ports are tried.
+PORTS = 1000
 #: How long streams under way may go on when it is told to end, in seconds.
 GRACE_S = 30.0
 
@@ -108,10 +108,12 @@ class RouterFolder:
         for folder in routers(self._settings.home_path).glob("*/router.json"):
             with suppress(OSError, ValidationError):
                 taken.add(RouterRecord.model_validate_json(folder.read_bytes()).port)
-        for port in range(FIRST_PORT, FIRST_PORT + PORTS):
+        first = self._settings.local_router_port
+        ports = range(first, min(first + PORTS, 1 << 16))
+        for port in ports:
             if port not in taken and _is_free(port):
                 return port
-        raise OSError(f"no port from {FIRST_PORT} to {FIRST_PORT + PORTS} is free")
+        raise OSError(f"no port from {ports[0]} to {ports[-1]} is free (TANDEMN_LOCAL_ROUTER_PORT)")
 
 
 def routers(home: Path) -> Path:

@@ -101,7 +101,7 @@ class LocalRouters:
         if record is None or process is None:
             # One that has died is started again by the next `ensure`.
             return RouterStatus(state=BackendState.DELETED, look_s=STATUS_S)
-        is_up = await self._routers.is_up(_url(record))
+        is_up = await self._routers.is_up(_url(record), record.admin_key)
         return RouterStatus(
             state=BackendState.READY if is_up else BackendState.PROVISIONING,
             url=_url(record),

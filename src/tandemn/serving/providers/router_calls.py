@@ -28,14 +28,19 @@ class RouterCalls:
         self._trust = trust
         self._session: aiohttp.ClientSession | None = None
 
-    async def is_up(self, url: str) -> bool:
-        """Whether it answers that it is well."""
+    async def is_up(self, url: str, admin_key: str | None = None) -> bool:
+        """Whether it answers that it is well; with a key, whether it is the router that has it.
+
+        Two state folders of one machine may give their routers the same port at the same moment.
+        """
+        headers = {} if admin_key is None else {"Authorization": f"Bearer {admin_key}"}
         try:
             async with self._http().get(
-                f"{url}/router/health", ssl=self._trust(), allow_redirects=False
+                f"{url}/router/health", headers=headers, ssl=self._trust(), allow_redirects=False
             ) as answer:
-                return answer.status == 200
-        except (aiohttp.ClientError, TimeoutError, OSError):
+                # Only to whom it knows it tells its backends.
+                return answer.status == 200 and (admin_key is None or "backends" in await answer.json())
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
             return False
 
     def put(self, url: str, setup: RouterSetup) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
