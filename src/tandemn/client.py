@@ -16,7 +16,7 @@ import aiohttp
 from pydantic import BaseModel, ValidationError
 
 from tandemn import __version__
-from tandemn.errors import ServerUnavailable, TandemnError
+from tandemn.errors import InvalidInput, NotAllowed, ServerUnavailable, TandemnError
 from tandemn.protocol import deployments, handshake, jobs, keys, metrics, openai, plans, replicas, upkeep
 from tandemn.protocol import errors as wire
 from tandemn.protocol.cost import DeploymentCostView
@@ -39,6 +39,9 @@ CONNECT_S = 5.0
 PLAN_S = 600.0
 #: Between two blocks of a download or upload.
 STALL_S = 120.0
+#: How long a replica calls no server that is not its control plane. Not often: a control plane makes wait who shows it wrong
+#: tokens again and again, and those who call from the same address.
+STRANGER_S = 10.0
 
 
 class _Http:
@@ -83,6 +86,7 @@ class _Http:
         url = path if absolute else self.url + path
         headers = dict(options.pop("headers", None) or {})
         if not absolute:
+            self._check_server(server)
             headers[handshake.HEADER] = __version__
             # A presigned URL carries its own permission; a key sent along would be refused, and leaked.
             if self.key:
@@ -99,7 +103,8 @@ class _Http:
                 )
                 self._compare_version(answer.headers.get(handshake.HEADER))
                 if answer.status >= 400:
-                    raise await _error_of(answer)
+                    error = await _error_of(answer)
+                    raise error if absolute else self._understood(error, server)
                 yield answer
         except aiohttp.ClientSSLError as exc:
             raise ServerUnavailable(
@@ -117,6 +122,14 @@ class _Http:
 
     def _try_another(self, silent: str) -> None:
         """Called where the control plane did not answer."""
+
+    def _check_server(self, server: str) -> None:
+        """Called before each request. Raises ServerUnavailable where none should go there now."""
+
+    def _understood(self, error: TandemnError, server: str) -> TandemnError:
+        """Called with an error that a control plane answered; returns what it means."""
+        del server
+        return error
 
     def _compare_version(self, theirs: str | None) -> None:
         if theirs and theirs != __version__ and self._on_other_version is not None:
@@ -400,7 +413,9 @@ class UserClient(_Http):
 class ReplicaClient(_Http):
     """What one replica may ask of its control plane; the key is its own token.
 
-    Where there are several control planes, the next call after one without an answer goes to another.
+    Where there are several control planes, the next call after one without an answer goes to another. What does not know
+    this replica's token is none of them: the port of one that died may be another's by now. One of them says
+    `replica_ended`, once it has ended.
 
     Args:
         url: the control plane that is called first.
@@ -423,6 +438,7 @@ class ReplicaClient(_Http):
         self._base = f"/api/replicas/{replica_id}"
         self._servers = [self.url, *others]
         self._look = look
+        self._strangers: dict[str, float] = {}
 
     def know_servers(self, urls: Sequence[str]) -> None:
         """Learn which control planes there are now; none named: as before."""
@@ -437,6 +453,22 @@ class ReplicaClient(_Http):
         if here == len(self._servers) - 1 and self._look is not None:
             self._servers += [url for url in self._look() if url not in self._servers]
         self.url = self._servers[(here + 1) % len(self._servers)]
+
+    def _check_server(self, server: str) -> None:
+        if self._strangers.get(server, 0.0) > time.monotonic():
+            self._try_another(server)
+            raise ServerUnavailable(f"what answers at {server} is not the control plane of this replica")
+
+    def _understood(self, error: TandemnError, server: str) -> TandemnError:
+        is_wrong_token = isinstance(error, NotAllowed) and error.code == "invalid_token"
+        is_no_answer_of_ours = isinstance(error, InvalidInput) and error.code == "unexpected_answer"
+        if not is_wrong_token and not is_no_answer_of_ours:
+            return error
+        self._strangers[server] = time.monotonic() + STRANGER_S
+        self._try_another(server)
+        return ServerUnavailable(
+            f"what answers at {server} is not the control plane of this replica: {error.message}"
+        )
 
     async def hello(self) -> replicas.Assignment:
         return await self._call("POST", f"{self._base}/hello", replicas.Assignment)

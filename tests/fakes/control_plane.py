@@ -54,6 +54,7 @@ class ControlPlane:
         self.store_url = ""
         """Where objects are stored, if not here."""
         self.rejects = False
+        self.token = TOKEN
         self.ended = asyncio.Event()
         self._sequence = 0
         self._runner: web.AppRunner | None = None
@@ -114,8 +115,10 @@ class ControlPlane:
 
         async def handle(request: web.Request) -> web.Response:
             self.calls[verb] += 1
-            if self.rejects or request.headers.get("Authorization") != f"Bearer {TOKEN}":
-                raise errors.NotAllowed("no such replica")
+            if request.headers.get("Authorization") != f"Bearer {self.token}":
+                raise errors.NotAllowed("not the replica's token", code="invalid_token")
+            if self.rejects:
+                raise errors.NotFound("the replica has ended", code="replica_ended")
             raw = await request.read()
             answer = await method(raw)
             return web.json_response(text=answer.model_dump_json() if answer else "{}")

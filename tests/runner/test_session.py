@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from aiohttp import web
 from tests.fakes.control_plane import TOKEN, ControlPlane
 
@@ -239,15 +240,46 @@ async def test_a_silent_control_plane_ends_it(tmp_path):
         assert await asyncio.wait_for(runner.wait(), DONE_S) == 1
 
 
-async def test_a_rejected_token_ends_it_at_once(tmp_path):
-    async with ControlPlane(request_lines(500)) as plane:
-        async with running(plane, tmp_path, token="wrong") as runner:
-            assert await asyncio.wait_for(runner.wait(), DONE_S) == 1
-        async with running(plane, tmp_path) as runner:
-            await until(lambda: plane.beats)
-            plane.rejects = True
-            assert await asyncio.wait_for(runner.wait(), DONE_S) == 1
+async def test_a_replica_that_has_ended_for_its_control_plane_ends_at_once(tmp_path):
+    async with ControlPlane(request_lines(500)) as plane, running(plane, tmp_path) as runner:
+        await until(lambda: plane.beats)
+        plane.rejects = True
+        assert await asyncio.wait_for(runner.wait(), DONE_S) == 1
     assert plane.goodbye is None
+
+
+@contextlib.asynccontextmanager
+async def nothing_found(port: int) -> AsyncIterator[None]:
+    """A server that answers 404 to everything, in words of its own."""
+    server = web.AppRunner(web.Application())
+    await server.setup()
+    await web.TCPSite(server, "127.0.0.1", port).start()
+    yield
+    await server.cleanup()
+
+
+@pytest.mark.parametrize("is_tandemn", [True, False])
+async def test_a_stranger_on_the_port_of_its_control_plane_is_passed_over(tmp_path, is_tandemn):
+    """Another control plane may have taken it while this one was away, or anything else that speaks HTTP."""
+    lines = request_lines(200)
+    arguments = ["--slots", "4", "--decode-step-s", "0.005"]
+    async with (
+        ControlPlane(lines, engine_args=arguments) as plane,
+        running(plane, tmp_path, TANDEMN_HEARTBEAT_S="0.2") as runner,
+    ):
+        await until(lambda: plane.begun and plane.completed)
+        await plane.stop()
+        other = ControlPlane(request_lines(1))
+        other.token, other.port = "of another replica", plane.port
+        async with other if is_tandemn else nothing_found(plane.port):
+            said = "is not the control plane of this replica"
+            await until(lambda: said in (tmp_path / "runner.log").read_text())
+            await asyncio.sleep(1)
+            assert runner.returncode is None
+        assert other.calls.total() <= 3, "it asks a stranger again and again"
+        await plane.start()
+        assert await asyncio.wait_for(runner.wait(), DONE_S) == 0
+        assert len(plane.output()) == 200
 
 
 async def test_a_drain_finishes_what_is_held(tmp_path):
