@@ -14,6 +14,7 @@ from tandemn.fleet.reconcile import (
     LaunchFailure,
     Presence,
     Request,
+    Start,
     Terminate,
     Walk,
     decide,
@@ -64,6 +65,19 @@ def test_a_market_that_is_empty_is_waited_for_while_the_job_goes_on(others):
     actions = decide(fleet, NOW)
     assert any(isinstance(action, Request) and action.group == 0 for action in actions)
     assert not any(isinstance(action, (GiveUp, FallBack)) for action in actions)
+
+
+@pytest.mark.parametrize("state", [ReplicaState.PENDING, ReplicaState.LAUNCHING])
+@pytest.mark.parametrize("group", [0, 1])
+def test_launches_that_fail_one_after_another_do_not_keep_each_others_hope(state, group):
+    """None is asked for again before the last of them has its verdict: each would outlive the other, for ever."""
+    other = replica("r1", state, said_hello=False, group=group)
+    fleet = Fleet(wanted=(2 - group, group), replicas=(lacking("r0", NOW - 1), other), walks=(Walk(), Walk()))
+    assert [each for each in decide(fleet, NOW) if not isinstance(each, Start)] == []
+    both = replace(fleet, replicas=(lacking("r0", NOW - 1), replace(lacking("r1", NOW), group=group)))
+    assert any(isinstance(each, GiveUp) for each in decide(both, NOW))
+    had = replace(fleet, replicas=(lacking("r0", NOW - 1), replica("r1", ReplicaState.STARTING, group=group)))
+    assert any(isinstance(each, Request) for each in decide(had, NOW))
 
 
 def test_a_launch_that_failed_later_ends_with_what_its_launcher_saw():

@@ -366,12 +366,15 @@ def _groups(fleet: Fleet, now: float) -> Iterator[Action]:
         failures = failures_in_a_row(told)
         last = failures[-1] if failures else None
         if walk is not None and last is not None and last.code in NO_CAPACITY_CODES:
-            is_last_hope = live == 0 and not _others_alive(fleet, group) and not _has_worked(members)
-            if fleet.quota_returns and last.code == "quota_exceeded":
-                is_last_hope = False
-            step = _elsewhere(group, walk, last, is_last_hope=is_last_hope)
-            if step is not None:
-                yield step
+            if walk.left:
+                yield FallBack(group=group, reason=last.reason or "none could be had")
+                continue
+            quota_returns = fleet.quota_returns and last.code == "quota_exceeded"
+            if not quota_returns and not _has_worked(members) and not any(map(_was_had, fleet.replicas)):
+                # Where others are still being launched, their verdict is awaited: asking again meanwhile would let
+                # replicas that fail one after another keep each other's hope alive for ever.
+                if all(replica.state.has_ended for replica in fleet.replicas):
+                    yield _given_up(walk, last)
                 continue
         if last is not None and _is_hopeless(failures) and (_is_fatal(last) or not _has_worked(members)):
             # The other groups may still do the work; the job is given up with its last hope.
@@ -397,14 +400,15 @@ def _fills_a_place(replica: Replica) -> bool:
     return not replica.state.has_ended and not replica.kill_requested and replica.orders == "go_on"
 
 
-def _elsewhere(group: int, walk: Walk, last: Replica, *, is_last_hope: bool) -> FallBack | GiveUp | None:
-    """What to do where the market has nothing of what a planned group should run on; None: wait for it."""
-    reason = last.reason or "none could be had"
-    if walk.left:
-        return FallBack(group=group, reason=reason)
-    if not is_last_hope:
-        return None
-    tried = "; ".join((*walk.tried, reason))
+def _was_had(replica: Replica) -> bool:
+    """Whether a living replica is more than asked for: its market had what it runs on."""
+    is_asked_for = replica.state in {ReplicaState.PENDING, ReplicaState.LAUNCHING} and not replica.said_hello
+    return not replica.state.has_ended and not is_asked_for
+
+
+def _given_up(walk: Walk, last: Replica) -> GiveUp:
+    """What to do where the market has nothing of all that a plan has."""
+    tried = "; ".join((*walk.tried, last.reason or "none could be had"))
     return GiveUp(code=last.code or "no_capacity", reason=f"nothing that the plan has could be had: {tried}")
 
 
