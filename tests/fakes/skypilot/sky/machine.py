@@ -43,7 +43,11 @@ def main(request_id, name):
     if request["status"] == "CANCELLED":
         return  # the API server ends the process of a request that is cancelled: nothing comes of it any more
     sky._write(f"clusters/{name}.json", record)
-    time.sleep(faults.get("boot_s", 0))
+    up_at = time.monotonic() + faults.get("boot_s", 0)
+    while time.monotonic() < up_at:
+        if not (FOLDER / "clusters" / f"{name}.json").exists():
+            return  # the test is over
+        time.sleep(0.1)
     request = sky._read(f"requests/{request_id}.json")
     if request["status"] == "CANCELLED":
         return  # a cluster that was on its way stays: it is for `down` to end it
