@@ -13,7 +13,7 @@ from tandemn.control.reconcilers import ending, fleet, preparation
 from tandemn.control.reconcilers.pacing import Pacer
 from tandemn.control.reconcilers.sharing import Places
 from tandemn.control.store import jobs
-from tandemn.errors import Conflict, Retryable, Superseded, TandemnError
+from tandemn.errors import Conflict, InvalidInput, Retryable, Superseded, TandemnError
 from tandemn.protocol.jobs import JobState
 
 if TYPE_CHECKING:
@@ -119,7 +119,8 @@ class Supervisor:
                     job_id=job_id,
                     error=str(exc),
                     count=count,
-                    exc_info=None if passing else exc,
+                    # A refusal of what the user asked for is no fault of ours: its message says all.
+                    exc_info=None if passing or isinstance(exc, InvalidInput) else exc,
                 )
                 if count >= FAILED_STEPS or (isinstance(exc, TandemnError) and not passing):
                     with suppress(Retryable):
