@@ -108,6 +108,8 @@ class House:
                 if process.pid != os.getpid() and (
                     process.environ().get("TANDEMN_HOME") == mine
                     or any(mine in part for part in process.cmdline())
+                    # Redis, which shortens its command line.
+                    or process.cwd().startswith(mine + os.sep)
                 ):
                     found.append(process)
         return found

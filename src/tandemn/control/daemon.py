@@ -10,7 +10,7 @@ import asyncio
 import logging
 import resource
 import signal
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import structlog
@@ -27,7 +27,7 @@ from tandemn.errors import InvalidInput, TandemnError
 from tandemn.fleet.reconcile import Presence
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
     from fastapi import FastAPI
 
@@ -65,7 +65,10 @@ async def serve(
         Home(settings.home_path, is_standby=is_standby) as home,
         open_doors(home.folder, host=host, port=port, tls=tls) as doors,
     ):
-        async with open_services(settings, server_url=doors.local.url) as services:
+        async with (
+            _redis_ends_with_the_last(home, settings),
+            open_services(settings, server_url=doors.local.url) as services,
+        ):
             await _check_keys(services, host)
             app = create_app(services)
             protocol = guarded(Connections())
@@ -92,8 +95,7 @@ async def serve(
                 leading = asyncio.create_task(_lead(home, record, services.leadership), name="server.json")
                 await asyncio.wait([*serving, told_to_stop], return_when=asyncio.FIRST_COMPLETED)
                 leading.cancel()
-            is_last = home.is_last()
-            if is_last:
+            if home.is_last():
                 # Nothing is replaced any more, and replicas can still store what they finished.
                 await _end_replicas(services)
             for server, _ in servers:
@@ -101,7 +103,15 @@ async def serve(
             await asyncio.gather(*serving[: len(servers)])
             for task in serving[len(servers) :]:
                 task.cancel()
-        if is_last and settings.redis_url is None:
+
+
+@asynccontextmanager
+async def _redis_ends_with_the_last(home: Home, settings: Settings) -> AsyncIterator[None]:
+    """End the embedded Redis with the last control plane of the folder; also one that is refused before it serves."""
+    try:
+        yield
+    finally:
+        if settings.redis_url is None and home.is_last():
             await asyncio.to_thread(EmbeddedRedis(home.folder).stop)
 
 
