@@ -17,6 +17,9 @@ from tests.process.house import chat_lines, read_lines
 
 from tandemn.skypilot.environment import SkyPilot, task
 
+# Each machine of a cloud is several processes here, and a job must not be over before its next machine is up.
+pytestmark = pytest.mark.alone
+
 SIMULATED = ("--engine", "simulated", "--cloud", "aws")
 #: Slow enough that a job is still running when something happens to it.
 SLOW = ("--", "--decode-step-s", "0.02")
@@ -61,13 +64,13 @@ def running(house, job: str) -> list[str]:
 
 def test_a_job_on_a_cloud_survives_a_preemption_and_leaves_nothing(cloud):
     fake, house = cloud
-    job = submit(house, 600, *SLOW)
+    job = submit(house, 900, *SLOW)
     house.wait_for(lambda: len(running(house, job)) == 2)
     assert fake.machines() == [f"tandemn-{job}-r0", f"tandemn-{job}-r1"]
     fake.preempt(f"tandemn-{job}-r0")
     house.wait_for(lambda: f"tandemn-{job}-r2" in fake.machines())
     status = watch.wait(house, job, "completed")
-    assert status["requests"]["completed"] == 600
+    assert status["requests"]["completed"] == 900
     ended = {each["replica_id"]: each for each in status["replicas"]}
     assert ended[f"{job}-r0"]["state"] == "preempted"
     assert ended[f"{job}-r0"]["reason_code"] == "spot_preemption"
@@ -75,7 +78,7 @@ def test_a_job_on_a_cloud_survives_a_preemption_and_leaves_nothing(cloud):
     done = house.run("download", job, "-o", "out.jsonl")
     assert done.returncode == 0, done.stderr
     assert [line["custom_id"] for line in read_lines(house.home / "out.jsonl")] == [
-        f"r{n}" for n in range(600)
+        f"r{n}" for n in range(900)
     ]
     assert "assignment" in house.run("logs", job, "--replica", "r1").stdout
 
