@@ -85,7 +85,7 @@ class RedisProcess:
 
     pid: int
     started: float
-    """Start time of the process in seconds since the Unix epoch: a process id alone may be another's by now."""
+    """`processes.start_time`: a process id alone may be another's by now."""
     socket: str
 
     @property

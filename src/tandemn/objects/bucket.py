@@ -31,10 +31,10 @@ from tandemn.objects.place import (
     invalid_name,
     object_not_found,
     objects_denied,
-    settled,
     store_full,
     store_unavailable,
 )
+from tandemn.settling import settled
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Iterable, Iterator, Sequence

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
 from tandemn.errors import InvalidInput, NotFound, StoreUnavailable, TandemnError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterable, Sequence
     from pathlib import Path
-
-_Result = TypeVar("_Result")
 
 #: Bytes of one block of a stream: large enough that a hop to a thread costs nothing beside it.
 BLOCK_BYTES = 1024 * 1024
@@ -45,18 +42,6 @@ class Place(Protocol):
     async def concat(self, dest: str, names: Sequence[str]) -> int: ...
 
     async def sign(self, method: str, name: str, expires_s: float) -> str | None: ...
-
-
-async def settled(work: Awaitable[_Result]) -> _Result:
-    """Await `work`; where this task is cancelled, let it end first, so that nothing it uses is freed under it."""
-    future = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        await asyncio.wait([future])
-        if not future.cancelled():
-            future.exception()  # seen: the cancellation is what the caller hears of
-        raise
 
 
 def object_not_found(url: str, name: str) -> NotFound:

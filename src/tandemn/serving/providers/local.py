@@ -21,7 +21,6 @@ from tandemn.protocol.replicas import Market
 from tandemn.serving.local.folder import FleetFolder, fleet_folder, fleet_names
 from tandemn.serving.local.lifetimes import Lifetime, LifetimeLog
 from tandemn.serving.local.orders import BackendReport, EngineOrder, Order, ServerlessOrder, SpotOrder
-from tandemn.serving.local.threads import in_thread
 from tandemn.serving.providers import faults
 from tandemn.serving.providers.provider import (
     CALL_S,
@@ -38,6 +37,7 @@ from tandemn.serving.providers.provider import (
     Usage,
     remote_name,
 )
+from tandemn.settling import settled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -309,7 +309,7 @@ class Local:
     async def _do(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Touch the disk or a process, in a thread: a disk can be slow."""
         async with faults.translated(self.name, (OSError,), self._translate, limit_s=self._call_s):
-            return await in_thread(self._call_s, call, *args, **kwargs)
+            return await settled(asyncio.to_thread(call, *args, **kwargs), patience_s=self._call_s)
 
     def _translate(self, exc: Exception) -> TandemnError:
         detail = faults.shown(exc)

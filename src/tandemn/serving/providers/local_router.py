@@ -13,11 +13,11 @@ from tandemn import settings
 from tandemn.fleet.engines.process import log_tail
 from tandemn.protocol.deployments import BackendState
 from tandemn.serving.local.router import HOST, RouterFolder, routers
-from tandemn.serving.local.threads import in_thread
 from tandemn.serving.providers import faults
 from tandemn.serving.providers.provider import CALL_S, REMOTE_PREFIX, Account, Remote, remote_name
 from tandemn.serving.providers.router_calls import RouterCalls
 from tandemn.serving.router_host import LOCAL_HOST, RouterPlan, RouterSetup, RouterStatus
+from tandemn.settling import settled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -156,7 +156,7 @@ class LocalRouters:
     async def _do(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Touch the disk or a process, in a thread: a disk can be slow."""
         async with faults.translated(self.name, (), self._translate, limit_s=self._call_s):
-            return await in_thread(self._call_s, call, *args, **kwargs)
+            return await settled(asyncio.to_thread(call, *args, **kwargs), patience_s=self._call_s)
 
     def _translate(self, exc: Exception) -> TandemnError:
         return faults.unavailable(self.name, faults.shown(exc))
