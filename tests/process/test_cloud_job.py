@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import pytest
 from tests.fakes.sky import FakeSky, Faults
@@ -17,12 +19,13 @@ from tests.process.house import chat_lines, read_lines
 
 from tandemn.skypilot.environment import SkyPilot, task
 
-# Each machine of a cloud is several processes here, and a job must not be over before its next machine is up.
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Each machine of a cloud is several processes here.
 pytestmark = pytest.mark.alone
 
 SIMULATED = ("--engine", "simulated", "--cloud", "aws")
-#: Slow enough that a job is still running when something happens to it.
-SLOW = ("--", "--decode-step-s", "0.02")
 
 
 @pytest.fixture
@@ -58,19 +61,29 @@ def submit(house, count: int, *arguments: str, gpu: str = "L4", replicas: int = 
     return job
 
 
+@contextmanager
+def held(house) -> Iterator[tuple[str, ...]]:
+    """Engine arguments of a job that computes nothing until the block is over, however slow the machine is."""
+    hold = house.home / "hold"
+    hold.touch()
+    yield ("--", "--hold", str(hold))
+    hold.unlink()
+
+
 def running(house, job: str) -> list[str]:
     return [each["replica_id"] for each in watch.status(house, job)["replicas"] if each["state"] == "running"]
 
 
 def test_a_job_on_a_cloud_survives_a_preemption_and_leaves_nothing(cloud):
     fake, house = cloud
-    job = submit(house, 900, *SLOW)
-    house.wait_for(lambda: len(running(house, job)) == 2)
-    assert fake.machines() == [f"tandemn-{job}-r0", f"tandemn-{job}-r1"]
-    fake.preempt(f"tandemn-{job}-r0")
-    house.wait_for(lambda: f"tandemn-{job}-r2" in fake.machines())
+    with held(house) as slow:
+        job = submit(house, 300, *slow)
+        house.wait_for(lambda: len(running(house, job)) == 2)
+        assert fake.machines() == [f"tandemn-{job}-r0", f"tandemn-{job}-r1"]
+        fake.preempt(f"tandemn-{job}-r0")
+        house.wait_for(lambda: f"tandemn-{job}-r2" in fake.machines())
     status = watch.wait(house, job, "completed")
-    assert status["requests"]["completed"] == 900
+    assert status["requests"]["completed"] == 300
     ended = {each["replica_id"]: each for each in status["replicas"]}
     assert ended[f"{job}-r0"]["state"] == "preempted"
     assert ended[f"{job}-r0"]["reason_code"] == "spot_preemption"
@@ -78,20 +91,19 @@ def test_a_job_on_a_cloud_survives_a_preemption_and_leaves_nothing(cloud):
     done = house.run("download", job, "-o", "out.jsonl")
     assert done.returncode == 0, done.stderr
     assert [line["custom_id"] for line in read_lines(house.home / "out.jsonl")] == [
-        f"r{n}" for n in range(900)
+        f"r{n}" for n in range(300)
     ]
     assert "assignment" in house.run("logs", job, "--replica", "r1").stdout
 
 
 def test_a_control_plane_that_died_adopts_its_clusters(cloud):
     fake, house = cloud
-    job = submit(house, 600, *SLOW)
-    # Not until both compute: on a busy machine the first may have done all before the second begins.
-    house.wait_for(lambda: len(fake.machines()) == 2 and running(house, job))
-    before = fake.machines()
-
-    os.kill(house.server_pid(), signal.SIGKILL)
-    house.status(job)  # starts another
+    with held(house) as slow:
+        job = submit(house, 300, *slow)
+        house.wait_for(lambda: len(fake.machines()) == 2 and running(house, job))
+        before = fake.machines()
+        os.kill(house.server_pid(), signal.SIGKILL)
+        house.status(job)  # starts another
     status = watch.wait(house, job, "completed")
     launches = [call for call in fake.calls() if call["name"] == "sky.launch"]
     assert len(launches) == 2, f"{before} were launched, and again: {status['replicas']}"

@@ -125,6 +125,23 @@ async def test_it_fails_to_load_as_told(tmp_path):
         await process.wait_ready(60)
 
 
+async def test_it_computes_nothing_while_it_is_held(tmp_path):
+    (hold := tmp_path / "hold").touch()
+    process = process_of(tmp_path, "--hold", str(hold))
+    await process.start()
+    try:
+        await process.wait_ready(60)
+        async with aiohttp.ClientSession(process.url) as session:
+            asking = asyncio.create_task(session.post("/v1/completions", json={"prompt": "x"}))
+            await asyncio.sleep(0.3)
+            assert not asking.done()
+            hold.unlink()
+            async with asyncio.timeout(20):
+                assert (await asking).status == 200
+    finally:
+        await process.stop()
+
+
 async def test_no_more_requests_run_than_it_has_slots_and_the_rest_wait(tmp_path):
     process = process_of(tmp_path, "--slots", "2", "--decode-step-s", "0.1")
     await process.start()

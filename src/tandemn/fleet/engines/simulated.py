@@ -5,7 +5,8 @@ It always says that it is simulated. Extra arguments: `--slots N` (requests at o
 `--decode-step-s S` (one token of every running request), and faults: `--crash-on TEXT` (the process
 kills itself while it computes a request with TEXT), `--refuse TEXT` (answers 400), `--fail-load`.
 `--journal FILE` appends a line for every generation that was computed to its end, so that a test knows what
-any number of engines, killed or not, really computed.
+any number of engines, killed or not, really computed. `--hold FILE` computes nothing while FILE exists, so that
+a test's work cannot be over before the test is.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class Simulation:
     refuse: str | None
     fail_load: bool
     journal: str | None = None
+    hold: str | None = None
 
 
 class Simulated:
@@ -82,4 +84,5 @@ def parse_simulation(extra_args: Sequence[str]) -> Simulation:
     parser.add_argument("--refuse")
     parser.add_argument("--fail-load", action="store_true")
     parser.add_argument("--journal")
+    parser.add_argument("--hold")
     return Simulation(**vars(parser.parse_args(list(extra_args))))

@@ -10,12 +10,15 @@ import asyncio
 import contextlib
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from tandemn.fleet.engines.simulated import Simulation
+
+_HOLD_LOOK_S = 0.05
 
 
 @dataclass(slots=True)
@@ -89,8 +92,13 @@ class Clockwork:
 
     async def decode(self, tokens: int) -> None:
         """Take the time of `tokens` steps."""
+        while self._is_held():  # noqa: ASYNC110 - a file has no event
+            await asyncio.sleep(_HOLD_LOOK_S)
         self.counts.generated_tokens += tokens
         self.counts.itl_count += tokens
         if self.simulation.decode_step_s:
             self.counts.itl_sum_s += tokens * self.simulation.decode_step_s
             await asyncio.sleep(tokens * self.simulation.decode_step_s)
+
+    def _is_held(self) -> bool:
+        return self.simulation.hold is not None and Path(self.simulation.hold).exists()
