@@ -53,7 +53,8 @@ class Scripted:
     def __init__(self, script: Script) -> None:
         self.script = script
         self.requests: list[bytes] = []
-        self.connections = 0
+        self.peers: list[object] = []
+        """Addresses of the connections that came."""
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=256)
         self.port = self.listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -63,8 +64,8 @@ class Scripted:
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
-                sock, _ = self.listener.accept()
-                self.connections += 1
+                sock, peer = self.listener.accept()
+                self.peers.append(peer)
                 self._open.append(sock)
                 threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
 

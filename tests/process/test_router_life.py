@@ -95,7 +95,7 @@ def test_serverless_is_never_probed(rig):
     router = rig.router(backend("modal", asleep.url))
     time.sleep(1.2)
     assert health(router.port)["status"] == "ready"
-    assert not asleep.connections
+    assert not asleep.peers
     asleep.end()
 
 

@@ -459,6 +459,34 @@ def test_the_upstream_call_ends_when_the_client_leaves(house):
     wait_for(lambda: ended)
 
 
+def test_a_connection_is_there_for_the_next_request_where_others_are_under_way(house):
+    used = []
+
+    def streams(sock, _):
+        used.append(sock.getpeername())
+        sock.sendall(SSE + chunk(b"data: {}\n\n"))
+        time.sleep(5)
+
+    (busy,) = house.use(streams)
+    events = [Events(house.port, {"messages": []}) for _ in range(2)]
+    for each in events:
+        next(iter(each))
+    wait_for(lambda: len(busy.peers) == 3)
+    (spare,) = set(busy.peers) - set(used)
+    events.append(Events(house.port, {"messages": []}))
+    next(iter(events[-1]))
+    assert used[-1] == spare
+    for each in events:
+        each.close()
+
+
+def test_who_asks_one_thing_after_the_other_gets_by_with_one_connection(house):
+    (calm,) = house.use(replies(OK))
+    for _ in range(10):
+        assert ask(house.port, {}, path="/v1/embeddings")[0] == 200
+    assert len(calm.peers) == 1
+
+
 def test_the_silent_loss_of_a_backend_is_noticed(house):
     """The kernel of a preempted machine answers nothing: no data, no ACK, no RST."""
     ids = b'data: {"id":"a","choices":[{"index":0,"text":"%b","token_ids":[%d],"prompt_token_ids":%b}]}\n\n'

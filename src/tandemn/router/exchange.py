@@ -113,11 +113,12 @@ class Exchange:
         """Try there, on a pooled connection if there is one."""
         self.backend = backend
         self.tries += 1
-        backend.begin(self, now)
-        upstream = None if is_fresh else backend.pool.take()
+        upstream = None if is_fresh else backend.pool.take(is_busy=backend.meter.inflight > 0)
         if upstream is not None:
             self._send(upstream)
+            backend.begin(self, now)  # noted when the bytes are on their way
             return
+        backend.begin(self, now)
         if self.incoming is not None:
             self.client.pause_reading()
         self.connecting = asyncio.get_running_loop().create_task(self._connect(backend))

@@ -310,6 +310,7 @@ class Stream:
         return recovery.deliver(events)
 
     def _pass(self, events: bytes) -> None:
+        self.out(_IDS.sub(_HIDDEN, events) if self.hides_ids else events)
         self._keep_collected()
         self._learn(events)
         if b"data: [DONE]" in events:
@@ -320,7 +321,6 @@ class Stream:
             self._time_gap(monotonic())
         self._events += events.count(b"\n\n")
         self._keep(events)
-        self.out(_IDS.sub(_HIDDEN, events) if self.hides_ids else events)
 
     def _learn(self, events: bytes) -> None:
         """See how the events look that go on: those that follow can pass the usual way."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from time import monotonic
 from typing import TYPE_CHECKING, Final, cast
 from urllib.parse import urlsplit
 
@@ -95,14 +96,31 @@ class Pool:
         self.tls = tls_context(backend.ca_file) if parts.scheme == "https" else None
         self._idle: dict[Upstream, None] = {}
         self._is_closed = False
+        self._spare: asyncio.Task[None] | None = None
 
-    def take(self) -> Upstream | None:
-        """The connection that was used last: the least likely to be closed by its peer."""
-        while self._idle:
+    def take(self, *, is_busy: bool) -> Upstream | None:
+        """The connection that was used last: the least likely to be closed by its peer.
+
+        Where it was the last one and others are in use (`is_busy`), one more is opened beside: the next request
+        then need not wait for a connection, which over TLS takes longer than all else here.
+        """
+        found = None
+        while self._idle and found is None:
             upstream, _ = self._idle.popitem()
             if not upstream.transport.is_closing():
-                return upstream
-        return None
+                found = upstream
+        if is_busy and not self._idle and self._spare is None:
+            self._spare = asyncio.get_running_loop().create_task(self._open_spare())
+        return found
+
+    async def _open_spare(self) -> None:
+        try:
+            upstream = await self.open()
+        except CONNECT_ERRORS:
+            return  # whoever needs one will be told
+        finally:
+            self._spare = None
+        upstream.give_back(monotonic())
 
     async def open(self) -> Upstream:
         """Connect.
@@ -136,6 +154,8 @@ class Pool:
     def close(self) -> None:
         """Close idle connections now and busy ones when they are done."""
         self._is_closed = True
+        if self._spare is not None:
+            self._spare.cancel()
         self.close_idle(float("inf"))
 
 
