@@ -139,6 +139,11 @@ static int serve_request(Peer *p) {
             events_per_stream = number_after(p->in, "events=", events_per_stream);
             gap_us = number_after(p->in, "gap_us=", (int)gap_us);
             fault = number_after(p->in, "fault=", 0);
+            /* What an earlier scenario left waiting, for a minute perhaps, would hold up all that is queued behind it. */
+            for (Peer *q = queue_head; q; q = q->next) {
+                q->due = 0;
+                if (!q->is_dead) shutdown(q->fd, SHUT_RDWR);
+            }
         }
         static const char answer[] = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 58\r\n\r\n"
                                      "{\"object\":\"list\",\"data\":[{\"id\":\"mock\",\"object\":\"model\"}]} ";
