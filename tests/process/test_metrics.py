@@ -77,6 +77,10 @@ def test_a_job_is_seen_while_it_computes_and_after_its_end(watched, here):
         "tandemn_replica_silent_seconds",
     } <= names
 
+    watching = watched.start("metrics", job, "--watch", "--json")
+    assert json.loads(watching.stdout.readline())["state"] == "running"
+    watch.kill_server(watched)
+    assert watched.run("server", "start").returncode == 0
     followed = watched.start("logs", job, "--replica", "r0", "-f", "--json")
     assert watched.run("cancel", job).returncode == 0
     traces.ended(watched, job)
@@ -88,6 +92,10 @@ def test_a_job_is_seen_while_it_computes_and_after_its_end(watched, here):
     assert any(line["event"] == "ending" for line in logged), "to the last line"
     assert {line.get("job_id") for line in logged if line["event"] != "assignment"} <= {job, None}
     assert next(line for line in logged if line["event"] == "engine is ready")["job_id"] == job
+
+    said, why = watching.communicate(timeout=60)
+    assert watching.returncode == 0, why
+    assert json.loads(said.splitlines()[-1])["state"] == "cancelled", "it outlived the control plane"
 
     watched.wait_for(lambda: not any(job in line for line in page(watched)))
     past = looked(here, watched, job)

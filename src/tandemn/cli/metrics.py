@@ -10,6 +10,7 @@ import typer
 
 from tandemn.cli import metrics_report, options
 from tandemn.cli.connection import connect
+from tandemn.cli.follow import patiently
 from tandemn.cli.output import emit, say
 from tandemn.client import UserClient
 from tandemn.errors import InvalidInput
@@ -68,8 +69,9 @@ async def _final(client: UserClient, job: str, replica: str | None, *, history: 
 
 
 async def _watch(client: UserClient, job: str, replica: str | None, *, as_json: bool) -> None:
+    next_step = f"`tandemn metrics {job} --watch` goes on watching"
     while True:
-        found = await client.metrics(job, replica=replica)
+        found = await patiently(client, lambda: client.metrics(job, replica=replica), next_step)
         if found.state.has_ended:
             _show(await _final(client, job, replica, history=True), as_json=as_json)
             return
