@@ -54,14 +54,18 @@ class Wires:
         table = read_table(json.dumps({"version": 1, "backends": [backend]}).encode())
         self.router = Router(table, Keys(client=key))
         self.router.apply(table)
-        pool = self.router.backends["a"].pool
-        self.upstream = Upstream(pool)
-        self.upstream.transport = Wire()
-        self.upstream.write = self.upstream.transport.write
-        pool.put(self.upstream)
+        self.upstream = self.other_upstream()
+        self.upstream.pool.put(self.upstream)
         self.wire = Wire()
         self.client = Client(self.router)
         self.client.connection_made(self.wire)
+
+    def other_upstream(self) -> Any:
+        """One more connection to the backend."""
+        upstream: Any = Upstream(self.router.backends["a"].pool)
+        upstream.transport = Wire()
+        upstream.write = upstream.transport.write
+        return upstream
 
     @property
     def sent(self) -> bytes:

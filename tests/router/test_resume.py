@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from tandemn.router.progress import Progress
 from tandemn.router.resume import (
@@ -177,6 +179,37 @@ def test_several_prompts_echo_and_odd_events_are_refused():
         assert isinstance(go_on(TEXT, request, progress(*SAID)), Refusal)
     assert isinstance(go_on(TEXT, {"prompt": "a"}, progress(b"data: what\n\n")), Refusal)
     assert isinstance(continue_stream(TEXT, b"[]", progress(*SAID), Engine.VLLM, None), Refusal)
+
+
+_ODD = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+_FIELDS = (
+    "messages",
+    "prompt",
+    "stop",
+    "max_tokens",
+    "max_completion_tokens",
+    "min_tokens",
+    "stream_options",
+)
+
+
+@given(
+    st.sampled_from([CHAT, TEXT]),
+    st.dictionaries(st.sampled_from([*_FIELDS, "temperature", "n", "continue_final_message"]), _ODD) | _ODD,
+    st.sampled_from([SAID, (event("ab"), event("c")), (event("a", [1], prompt=[7]), event("", [2]))]),
+    st.sampled_from(Engine),
+)
+@example(CHAT, {"stream": True}, (event("ab"),), Engine.VLLM)
+def test_a_request_that_a_backend_took_although_it_is_odd_is_continued_or_refused(
+    path, request_, said, engine
+):
+    made = progress(*said)
+    step = continue_stream(path, json.dumps(request_).encode(), made, engine, None)
+    assert isinstance(step, Continuation | Finish | Refusal)
 
 
 def test_the_seam_keeps_name_shape_and_usage():

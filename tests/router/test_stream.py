@@ -212,6 +212,52 @@ def test_an_answer_that_its_engine_gave_up_is_continued_elsewhere(engine, last, 
     asyncio.run(until_it_breaks())
 
 
+@pytest.fixture
+def busy(monkeypatch):
+    """A stream beside many others."""
+    monkeypatch.setattr("tandemn.router.stream.MANY_STREAMS", 1)
+    rig = Rig()
+    rig.feed(HEAD, chunk(as_events([chat("a", [1])])[0]))
+    assert b'"a"' in rig.wire.content
+    return rig
+
+
+async def test_a_next_event_waits_for_what_came_with_it(busy):
+    busy.feed(chunk(as_events([chat("b", [2])])[0]))
+    busy.feed(chunk(as_events([chat("c", [3])])[0]))
+    assert b'"b"' not in busy.wire.content
+    await asyncio.sleep(0)
+    assert re.findall(rb'"content": "(.)"', busy.wire.content) == [b"a", b"b", b"c"]
+    busy.feed(chunk(DONE), b"0\r\n\r\n")
+    await asyncio.sleep(0)
+    assert busy.wire.content.endswith(b"[DONE]\n\n\r\n0\r\n\r\n")
+    assert not busy.upstream.is_patient, "its next answer's first byte is somebody's"
+
+
+async def test_what_came_before_a_connection_was_lost_is_passed_on(busy):
+    busy.feed(chunk(as_events([chat("b", [2])])[0]))
+    busy.upstream.connection_lost(None)
+    assert b'"b"' in busy.wire.content
+    busy.client.connection_lost(None)
+
+
+async def test_one_that_fails_keeps_no_other_from_its_turn(busy):
+    reports = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, report: reports.append(report["exception"]))
+    other = busy.other_upstream()
+
+    def fails(data):
+        raise ValueError(data)
+
+    other.feed, other.is_patient = fails, True
+    other.data_received(b"x")
+    busy.feed(chunk(as_events([chat("b", [2])])[0]))
+    await asyncio.sleep(0)
+    assert [str(each) for each in reports] == ["b'x'"]
+    assert other.transport.is_closed
+    assert b'"b"' in busy.wire.content
+
+
 def test_a_long_answer_is_kept_compressed(monkeypatch):
     monkeypatch.setattr("tandemn.router.kept.RAW_STREAM_BYTES", 10_000)
     rig = Rig(messages=[])

@@ -193,13 +193,27 @@ def continue_stream(
     path: bytes, body: bytes, progress: Progress, engine: Engine, max_model_len: int | None
 ) -> Continuation | Finish | Refusal:
     """Decide how a broken stream goes on at a backend of this engine."""
-    is_chat = path == CHAT
     try:
-        request = msgspec.json.decode(body)
-        reason = progress.why_not or why_not(request, is_chat=is_chat)
-    except (msgspec.DecodeError, RecursionError, AttributeError, TypeError):
-        reason = "the request cannot be read"
-    if reason:
+        return _continue_stream(path, body, progress, engine, max_model_len)
+    except (
+        msgspec.DecodeError,
+        RecursionError,
+        ArithmeticError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ):
+        # A backend may take what the API does not document, and what then has other shapes than are looked for.
+        return Refusal(reason="the request cannot be read")
+
+
+def _continue_stream(
+    path: bytes, body: bytes, progress: Progress, engine: Engine, max_model_len: int | None
+) -> Continuation | Finish | Refusal:
+    request: dict[str, Any] = msgspec.json.decode(body)
+    is_chat = path == CHAT
+    if reason := progress.why_not or why_not(request, is_chat=is_chat):
         return Refusal(reason=reason)
     if progress.is_done or progress.finish_reason is not None:
         return Finish(events=closing_events(request, progress, None))

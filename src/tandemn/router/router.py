@@ -20,7 +20,7 @@ from tandemn.router.probe import probe
 from tandemn.router.request import HeadReader
 from tandemn.router.routing import Candidate, Fault, Overflow, Plan, Standing, State
 from tandemn.router.table import Backend, Limits, Market, RoutingTable
-from tandemn.router.upstream import IDLE_S, Pool
+from tandemn.router.upstream import IDLE_S, Later, Pool
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -72,7 +72,7 @@ class BackendRuntime:
         self.spec = spec
         self.meter = router.meter.of(spec.name, now)
         self.counts = self.meter.counts
-        self.pool = Pool(spec, limits)
+        self.pool = Pool(spec, limits, router.later)
         self.standing = routing.first_standing(spec.probing, draining=spec.draining, now=now)
         self.last_poke = -math.inf
         self.last_answer = -math.inf
@@ -136,6 +136,7 @@ class Router:
         self.clients: set[Client] = set()
         self.streams: set[Stream] = set()
         self.kept = Total()
+        self.later = Later()
         self._shapes: dict[Shape, Shape] = {}
         self.is_stopping = False
         self.last_request = -math.inf

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 COLLECTED_EVENTS: Final = 64
 #: Of so many gaps between reads one is timed: a clock for every event would cost a tenth of it.
 READS_PER_GAP: Final = 16
+#: From so many streams on, a next event waits until all that came with it was read: below, that costs more than it helps.
+MANY_STREAMS: Final = 16
 #: Shorter pieces are no events with text: `[DONE]`, comments, the last chunk.
 MIN_EVENT_BYTES: Final = 32
 #: Events of an answer that bring no token: the one with the role and `[DONE]`.
@@ -248,6 +250,7 @@ class Stream:
             self._feed_slowly(data[at:], monotonic())
         if upstream is not None and upstream is self.exchange.upstream:
             upstream.feed = self._usual() if self.is_clean else self._feed_otherwise
+            upstream.is_patient = len(self.exchange.router.streams) >= MANY_STREAMS
 
     def _usual(self) -> Callable[[bytes], None]:
         return self._hide_ids if self.hides_ids else self._pass_as_it_is
