@@ -34,11 +34,11 @@ class Upstream(asyncio.Protocol):
         "idle_since",
         "is_patient",
         "is_reused",
-        "later",
         "lost",
         "paused",
         "pool",
         "transport",
+        "waiting",
         "write",
     )
 
@@ -47,7 +47,7 @@ class Upstream(asyncio.Protocol):
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
-        self.later = pool.later
+        self.waiting = pool.later.waiting
         self.feed: Callable[[bytes], None] | None = None
         self.is_patient = False
         """Whether what comes may wait until all else was read: events of a stream that has begun."""
@@ -65,15 +65,11 @@ class Upstream(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self.is_patient:
-            later = self.later
-            if not later.waiting:
-                later.begin()
-            later.waiting.append((self, data))
-        else:
-            self.take(data)
-
-    def take(self, data: bytes) -> None:
-        """Give what came to whoever uses the connection."""
+            waiting = self.waiting
+            if not waiting:
+                self.pool.later.begin()
+            waiting.append((self, data))
+            return
         feed = self.feed
         if feed is None:
             self.transport.abort()  # bytes outside an answer: the connection cannot be trusted
@@ -82,7 +78,7 @@ class Upstream(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.is_patient:
-            self.later.pass_on()  # it came before this
+            self.pool.later.pass_on()  # it came before this
         lost = self.lost
         self.feed = self.lost = self.paused = None
         if lost is None:
@@ -131,10 +127,15 @@ class Later:
 
     def pass_on(self) -> None:
         """Give each to its connection's user, in the order in which they came."""
-        waiting, self.waiting = self.waiting, []
+        waiting = self.waiting.copy()
+        self.waiting.clear()
         for upstream, data in waiting:
+            feed = upstream.feed
             try:
-                upstream.take(data)
+                if feed is None:
+                    upstream.transport.abort()
+                else:
+                    feed(data)
             except Exception as exc:  # noqa: BLE001 -- as the loop does it: one connection ends, the others go on
                 asyncio.get_running_loop().call_exception_handler(
                     {"message": "passing an event on failed", "exception": exc, "protocol": upstream}
