@@ -4,11 +4,12 @@
     python benchmarks/router.py --part requests --json FILE      and so on, part by part into one file
 
 Proxies run on core 0; the stand-in for a vLLM server and the load (router_load.c, built with cc on the spot) on
-core 1. In every round each proxy meets each scenario in turn, and all proxies but the one that is measured are
-stopped. nginx takes part where it is on PATH, vLLM's and SGLang's routers (Rust) where `--install-peers` has put
-them into .cache/router-peers. Wall-clock figures need a quiet machine: `others` is how many cores all else used during
-a measurement, one that was disturbed is repeated while `--patience` lasts, and medians are of the undisturbed ones
-where there are any. `--realtime` keeps what is measured from waiting for others. Ratios of one run are what to compare.
+core 1. In every round each proxy meets each scenario in turn, another one first each time, and all proxies but the
+one that is measured are stopped. nginx takes part where it is on PATH, vLLM's and SGLang's routers (Rust) where
+`--install-peers` has put them into .cache/router-peers. Wall-clock figures need a quiet machine: `others` is how many
+cores all else used during a measurement, one that was disturbed is repeated while `--patience` lasts, and medians are
+of the undisturbed ones where there are any. `--realtime` keeps what is measured from waiting for others. Ratios of
+one run are what to compare.
 """
 
 from __future__ import annotations
@@ -336,11 +337,15 @@ def measure_idle(
 
 
 def run_round(
-    bench: Bench, running: dict[str, Any], backend: int, scenarios: tuple[str, ...]
+    bench: Bench, running: dict[str, Any], backend: int, scenarios: tuple[str, ...], number: int
 ) -> list[dict[str, Any]]:
+    """Each round begins with another one: who comes first finds a core that was idle, who follows a warm one."""
     found = []
+    names = list(running)
+    first = number % len(names)
     for scenario in scenarios:
-        for name, (process, port, begin) in running.items():
+        for name in names[first:] + names[:first]:
+            process, port, begin = running[name]
             if scenario != "2000 idle":
                 result = measure(bench, process, port, backend, scenario)
             elif begin is not None:
@@ -584,7 +589,7 @@ def run_plain(
     results = []
     for number in range(rounds):
         print(f"round {number + 1} of {rounds}")
-        results += run_round(bench, running, backend, scenarios)
+        results += run_round(bench, running, backend, scenarios, number)
     return results
 
 
@@ -599,7 +604,7 @@ def run_tls(bench: Bench, chosen: dict[str, Any], rounds: int) -> list[dict[str,
     results = []
     for number in range(rounds):
         print(f"TLS to the backend, round {number + 1} of {rounds}")
-        results += run_round(bench, running, backend, TLS_SCENARIOS)
+        results += run_round(bench, running, backend, TLS_SCENARIOS, number)
     return results
 
 
