@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,7 +19,7 @@ from tests.process.house import chat_lines, read_lines
 from tandemn.skypilot.environment import SkyPilot, task
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
 
 # Each machine of a cloud is several processes here.
 pytestmark = pytest.mark.alone
@@ -61,29 +60,31 @@ def submit(house, count: int, *arguments: str, gpu: str = "L4", replicas: int = 
     return job
 
 
-@contextmanager
-def held(house) -> Iterator[tuple[str, ...]]:
-    """Engine arguments of a job that computes nothing until the block is over, however slow the machine is."""
-    hold = house.home / "hold"
-    hold.touch()
-    yield ("--", "--hold", str(hold))
-    hold.unlink()
-
-
 def running(house, job: str) -> list[str]:
     return [each["replica_id"] for each in watch.status(house, job)["replicas"] if each["state"] == "running"]
 
 
+def begun(house) -> tuple[str, Path]:
+    """A job whose two replicas have done some of it, and that goes on when the file is gone, however slow the machine."""
+    hold = house.home / "hold"
+    hold.touch()
+    job = submit(house, 600, "--", "--slots", "8", "--decode-step-s", "0.02", "--hold", str(hold))
+    house.wait_for(lambda: len(running(house, job)) == 2)
+    hold.unlink()
+    house.wait_for(lambda: watch.done(house, job) >= 2)
+    hold.touch()
+    return job, hold
+
+
 def test_a_job_on_a_cloud_survives_a_preemption_and_leaves_nothing(cloud):
     fake, house = cloud
-    with held(house) as slow:
-        job = submit(house, 300, *slow)
-        house.wait_for(lambda: len(running(house, job)) == 2)
-        assert fake.machines() == [f"tandemn-{job}-r0", f"tandemn-{job}-r1"]
-        fake.preempt(f"tandemn-{job}-r0")
-        house.wait_for(lambda: f"tandemn-{job}-r2" in fake.machines())
+    job, hold = begun(house)
+    assert fake.machines() == [f"tandemn-{job}-r0", f"tandemn-{job}-r1"]
+    fake.preempt(f"tandemn-{job}-r0")
+    house.wait_for(lambda: f"tandemn-{job}-r2" in fake.machines())
+    hold.unlink()
     status = watch.wait(house, job, "completed")
-    assert status["requests"]["completed"] == 300
+    assert status["requests"]["completed"] == 600
     ended = {each["replica_id"]: each for each in status["replicas"]}
     assert ended[f"{job}-r0"]["state"] == "preempted"
     assert ended[f"{job}-r0"]["reason_code"] == "spot_preemption"
@@ -91,19 +92,18 @@ def test_a_job_on_a_cloud_survives_a_preemption_and_leaves_nothing(cloud):
     done = house.run("download", job, "-o", "out.jsonl")
     assert done.returncode == 0, done.stderr
     assert [line["custom_id"] for line in read_lines(house.home / "out.jsonl")] == [
-        f"r{n}" for n in range(300)
+        f"r{n}" for n in range(600)
     ]
     assert "assignment" in house.run("logs", job, "--replica", "r1").stdout
 
 
 def test_a_control_plane_that_died_adopts_its_clusters(cloud):
     fake, house = cloud
-    with held(house) as slow:
-        job = submit(house, 300, *slow)
-        house.wait_for(lambda: len(fake.machines()) == 2 and running(house, job))
-        before = fake.machines()
-        os.kill(house.server_pid(), signal.SIGKILL)
-        house.status(job)  # starts another
+    job, hold = begun(house)
+    before = fake.machines()
+    os.kill(house.server_pid(), signal.SIGKILL)
+    house.status(job)  # starts another
+    hold.unlink()
     status = watch.wait(house, job, "completed")
     launches = [call for call in fake.calls() if call["name"] == "sky.launch"]
     assert len(launches) == 2, f"{before} were launched, and again: {status['replicas']}"
