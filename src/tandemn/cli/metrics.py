@@ -73,7 +73,8 @@ async def _watch(client: UserClient, job: str, replica: str | None, *, as_json: 
     while True:
         found = await patiently(client, lambda: client.metrics(job, replica=replica), next_step)
         if found.state.has_ended:
-            _show(await _final(client, job, replica, history=True), as_json=as_json)
+            whole = await patiently(client, lambda: _final(client, job, replica, history=True), next_step)
+            _show(whole, as_json=as_json)
             return
         if not as_json and sys.stdout.isatty():
             sys.stdout.write(_CLEAR)

@@ -116,12 +116,11 @@ class Exchange:
         upstream = None if is_fresh else backend.pool.take(is_busy=backend.meter.inflight > 0)
         if upstream is not None:
             self._send(upstream)
-            backend.begin(self, now)  # noted when the bytes are on their way
-            return
-        backend.begin(self, now)
-        if self.incoming is not None:
-            self.client.pause_reading()
-        self.connecting = asyncio.get_running_loop().create_task(self._connect(backend))
+        else:
+            if self.incoming is not None:
+                self.client.pause_reading()
+            self.connecting = asyncio.get_running_loop().create_task(self._connect(backend))
+        backend.begin(self, now)  # noted when the bytes are on their way
 
     async def _connect(self, backend: BackendRuntime) -> None:
         try:

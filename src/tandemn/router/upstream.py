@@ -101,7 +101,7 @@ class Upstream(asyncio.Protocol):
         self.transport.abort()
 
     def give_back(self, now: float) -> None:
-        """The answer is complete: the connection may carry the next request."""
+        """Nothing is under way on it: the connection may carry the next request."""
         self.feed = self.lost = self.paused = None
         self.is_patient = False
         self.is_reused = True
@@ -120,6 +120,7 @@ class Later:
 
     def __init__(self) -> None:
         self.waiting: list[tuple[Upstream, bytes]] = []
+        """The same list for good: every connection has it at hand."""
 
     def begin(self) -> None:
         """The first one has come: the loop reads the rest of what has come before it calls `pass_on`."""
