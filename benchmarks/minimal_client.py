@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import secrets
-import socket
 import tempfile
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -40,20 +39,16 @@ class _Line(msgspec.Struct):
 async def engine(name: str, folder: Path) -> AsyncIterator[tuple[Address, int]]:
     """Start an engine of demo/tiny; give its address and how many requests a runner would have in flight."""
     adapter = adapters(settings.load())[EngineName(name)]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     spec = EngineSpec(
         engine=adapter.name,
         model=MODEL,
-        port=port,
         api_key=secrets.token_urlsafe(8),
     )
     process = EngineProcess(adapter, spec, folder / "engine.log")
     await process.start()
     try:
         await process.wait_ready(60)
-        address = Address(host=spec.host, port=port, path=ENDPOINT, api_key=spec.api_key)
+        address = Address(host=process.spec.host, port=process.spec.port, path=ENDPOINT, api_key=spec.api_key)
         yield address, first_limit(adapter.slots(spec))
     finally:
         await process.stop()

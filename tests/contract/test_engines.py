@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,21 +26,13 @@ READY_S = 300.0
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def spec_of(engine: EngineName) -> EngineSpec:
     model, extra_args = {
         EngineName.LLAMACPP: ("demo/tiny", ("--slots", "4")),
         EngineName.SIMULATED: ("any-model", ("--slots", "4", "--decode-step-s", "0.001")),
         EngineName.VLLM: (str(VLLM_MODEL), ("--enforce-eager", "--max-num-seqs", "16")),
     }[engine]
-    return EngineSpec(
-        engine=engine, model=model, port=free_port(), api_key=KEY, max_model_len=1024, extra_args=extra_args
-    )
+    return EngineSpec(engine=engine, model=model, api_key=KEY, max_model_len=1024, extra_args=extra_args)
 
 
 def process_of(spec: EngineSpec, folder: Path) -> EngineProcess:
@@ -277,7 +268,7 @@ asyncio.run(main())
 
 async def test_it_ends_when_its_starter_is_killed(name, tmp_path):
     spec = spec_of(name)
-    fields = {"engine": name, "model": spec.model, "port": spec.port, "extra_args": spec.extra_args}
+    fields = {"engine": name, "model": spec.model, "extra_args": spec.extra_args}
     starter = await asyncio.create_subprocess_exec(
         sys.executable, "-c", STARTER, json.dumps(fields), str(tmp_path), stdout=asyncio.subprocess.PIPE
     )

@@ -13,7 +13,6 @@ import gzip
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ from typing import Any, Self
 import jsonschema
 import yaml
 from aiohttp import web
+from tests.ports import free_port
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "koi.openapi.yaml"
 
@@ -157,7 +157,7 @@ class FakeKoi:
 
     def __init__(self, folder: Path, port: int | None = None) -> None:
         self.folder = folder
-        self.port = port or _free_port()
+        self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -211,13 +211,6 @@ class FakeKoi:
             return []
         lines = [json.loads(line) for line in text.split("\n")[:-1]]
         return [line for line in lines if not paths or line["path"] in paths]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def main() -> None:

@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.ports import free_port
+
 from tandemn.fleet.engines.engine import DEMO_MODEL, EngineName, EngineSpec
 from tandemn.fleet.engines.llamacpp import LlamaCpp
 
@@ -50,12 +52,6 @@ class Process:
     def end(self) -> None:
         if self.popen.poll() is None:
             self.kill()
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 class Engine:

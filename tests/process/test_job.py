@@ -14,7 +14,6 @@ from tests.process.house import House, chat_lines, read_lines
 from tandemn.fleet.engines.engine import DEMO_MODEL, EngineName, EngineSpec
 from tandemn.fleet.engines.llamacpp import LlamaCpp
 from tandemn.fleet.engines.process import EngineProcess
-from tandemn.runner.engine_supervisor import _free_port
 
 REQUESTS = 300
 
@@ -88,7 +87,7 @@ def test_the_job_of_the_readme(house):
 
 async def asked_plainly(house: House, numbers: Any) -> dict[int, str]:
     """What a plain client is answered by the same engine, one request at a time."""
-    spec = EngineSpec(engine=EngineName.LLAMACPP, model=DEMO_MODEL, port=_free_port(), api_key="key")
+    spec = EngineSpec(engine=EngineName.LLAMACPP, model=DEMO_MODEL, api_key="key")
     engine = EngineProcess(LlamaCpp(house.home / "models"), spec, house.home / "plain.log")
     lines = chat_lines(REQUESTS).splitlines()
     answers: dict[int, str] = {}

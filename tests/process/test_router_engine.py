@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from tests.fakes.router_rig import Events, Rig, ask, backend, free_port, health, metrics, text_of, wait_for
+from tests.fakes.router_rig import Events, Rig, ask, backend, health, metrics, text_of, wait_for
+from tests.ports import free_port
 
 #: Long enough that most of it is still to come when the engine is killed.
 LENGTH = 1200

@@ -23,7 +23,6 @@ from tests.fakes.router_rig import (
     Rig,
     ask,
     backend,
-    free_port,
     health,
     metrics,
     raw,
@@ -31,6 +30,7 @@ from tests.fakes.router_rig import (
     wait_for,
 )
 from tests.fakes.scripted import OK, SSE, Scripted, chunk, replies
+from tests.ports import free_port
 
 CHAT: dict[str, Any] = {
     "model": "tiny",

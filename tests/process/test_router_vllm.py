@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.fakes.router_rig import KEY, Rig, ask, backend, free_port, metrics, text_of, wait_for
+from tests.fakes.router_rig import KEY, Rig, ask, backend, metrics, text_of, wait_for
+from tests.ports import free_port
 
 from tandemn import settings
 from tandemn.fleet.engines.adapters import adapters

@@ -10,8 +10,9 @@ import time
 from typing import Any
 
 import pytest
-from tests.fakes.router_rig import ADMIN, KEY, Events, Rig, ask, backend, free_port, metrics, raw, wait_for
+from tests.fakes.router_rig import ADMIN, KEY, Events, Rig, ask, backend, metrics, raw, wait_for
 from tests.fakes.scripted import OK, SSE, Scripted, chunk, closes, replies, reset
+from tests.ports import free_port
 
 HEAD = f"Host: x\r\nAuthorization: Bearer {KEY}\r\n".encode()
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import socket
-from typing import Any, cast
+import sys
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -12,34 +12,45 @@ from tandemn.protocol.replicas import Assignment
 from tandemn.runner import engine_supervisor
 from tandemn.runner.engine_supervisor import EngineSupervisor
 
+if TYPE_CHECKING:
+    from tandemn.fleet.engines.engine import EngineSpec
 
-async def test_a_port_that_was_taken_meanwhile_is_another_try(tmp_path, monkeypatch):
-    """Between the choice of a port and its use, anybody's connection may be given it."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        free, ports = engine_supervisor._free_port, [taken.getsockname()[1]]
-        monkeypatch.setattr(engine_supervisor, "_free_port", lambda: ports.pop() if ports else free())
-        assignment = Assignment(
-            job_id="job-1",
-            replica_id="job-1-r0",
-            engine="simulated",
-            model="m",
-            endpoint="/v1/chat/completions",
-            heartbeat_s=1,
-            flush_s=1,
-            silence_s=60,
-            engine_start_s=60,
-        )
-        supervisor = EngineSupervisor(
-            Simulated(), assignment, cast("Any", None), tmp_path / "engine.log", lambda _chunk: None
-        )
-        try:
-            await supervisor.start()
-            assert supervisor.is_up
-            assert supervisor.address.port != taken.getsockname()[1]
-        finally:
-            await supervisor.stop()
+
+class Unlucky(Simulated):
+    """Finds a port taken that it has chosen for a part of its own, once."""
+
+    def __init__(self) -> None:
+        self.starts = 0
+
+    def command(self, spec: EngineSpec) -> list[str]:
+        self.starts += 1
+        if self.starts == 1:
+            return [sys.executable, "-c", "raise OSError(98, 'Address already in use')"]
+        return super().command(spec)
+
+
+async def test_a_port_that_was_taken_meanwhile_is_another_try(tmp_path):
+    assignment = Assignment(
+        job_id="job-1",
+        replica_id="job-1-r0",
+        engine="simulated",
+        model="m",
+        endpoint="/v1/chat/completions",
+        heartbeat_s=1,
+        flush_s=1,
+        silence_s=60,
+        engine_start_s=60,
+    )
+    adapter = Unlucky()
+    supervisor = EngineSupervisor(
+        adapter, assignment, cast("Any", None), tmp_path / "engine.log", lambda _chunk: None
+    )
+    try:
+        await supervisor.start()
+        assert supervisor.is_up
+        assert adapter.starts == 2
+    finally:
+        await supervisor.stop()
 
 
 @pytest.mark.parametrize(

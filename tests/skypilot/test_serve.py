@@ -12,7 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from tests.fakes.router_rig import Rig, ask, backend, free_port, metrics, wait_for
+from tests.fakes.router_rig import Rig, ask, backend, metrics, wait_for
+from tests.ports import free_port
 from tests.skypilot.slurm import PYTHON, catalogs, told
 
 from tandemn.serving.providers.skypilot_router_task import router_request, router_task

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.fakes.router_rig import free_port
+from tests.ports import free_port
 from tests.process import watch
 from tests.process.conftest import built
 from tests.process.house import House, chat_lines, read_lines

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import socket
 import time
 from typing import TYPE_CHECKING
 
@@ -46,7 +45,8 @@ REPORT_S = 10.0
 #: Engines end by themselves within this time or are killed: a notice leaves little.
 STOP_GRACE_S = 3.0
 
-#: Between the choice of a free port and its use a connection of anybody's may be given it: then another is tried.
+#: vLLM chooses ports for its own parts, and anybody's connection may be given one before it is used: then it is
+#: started again.
 PORT_TRIES = 3
 #: How the operating system, and engines, say that.
 _PORT_TAKEN = ("already in use", "is in use", "couldn't bind")
@@ -94,20 +94,21 @@ class EngineSupervisor:
         """Start the engine and return when it answers. Raises InvalidInput, MissingDependency, EngineFailed."""
         for tries_left in reversed(range(PORT_TRIES)):
             try:
-                return await self._start_on(_free_port())
+                return await self._start()
             except EngineFailed as exc:
                 if not tries_left or not lost_its_port(exc.message):
                     raise
-                _log.warning("the engine's port was taken meanwhile; trying another", error=exc.message)
+                _log.warning(
+                    "a port of the engine's was taken meanwhile; starting it again", error=exc.message
+                )
         raise AssertionError("the last try returns or raises")
 
-    async def _start_on(self, port: int) -> None:
+    async def _start(self) -> None:
         assignment = self._assignment
         spec = EngineSpec(
             engine=self._adapter.name,
             model=assignment.model,
             host=HOST,
-            port=port,
             api_key=secrets.token_urlsafe(24),
             tp=assignment.tp,
             pp=assignment.pp,
@@ -285,10 +286,3 @@ def per_second(before: int | None, now: int | None, passed_s: float) -> float | 
 def _chunk(request: Request) -> HeldChunk:
     assert isinstance(request.owner, HeldChunk)
     return request.owner
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port

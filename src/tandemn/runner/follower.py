@@ -46,7 +46,6 @@ async def follow(
     spec = EngineSpec(
         engine=adapter.name,
         model=assignment.model,
-        port=0,
         tp=assignment.tp,
         pp=assignment.pp,
         dp=assignment.dp,

@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import socket
 import subprocess
 import sys
 from typing import Any
@@ -26,10 +25,7 @@ LENGTH = 200
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def session(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    spec = EngineSpec(engine=EngineName.LLAMACPP, model=DEMO_MODEL, port=port)
+    spec = EngineSpec(engine=EngineName.LLAMACPP, model=DEMO_MODEL)
     engine = EngineProcess(LlamaCpp(folder / "models"), spec, folder / "engine.log")
     await engine.start()
     try:

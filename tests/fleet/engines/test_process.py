@@ -53,10 +53,7 @@ class Program:
         return EngineMetrics(running=0, waiting=0)
 
 
-def process_of(program: Program, folder: Path, *, grace_s: float = 5.0) -> EngineProcess:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def process_of(program: Program, folder: Path, *, grace_s: float = 5.0, port: int = 0) -> EngineProcess:
     spec = EngineSpec(engine=EngineName.SIMULATED, model="m", port=port)
     return EngineProcess(program, spec, folder / "logs" / "engine.log", stop_grace_s=grace_s)
 
@@ -96,14 +93,36 @@ async def test_a_program_that_never_answers_is_ended(tmp_path):
 
 
 async def test_a_port_in_use_is_an_error_before_anything_starts(tmp_path):
-    process = process_of(Program(SERVER), tmp_path)
     with socket.socket() as taken:
-        taken.bind((process.spec.host, process.spec.port))
+        # As vLLM's server does, which lets others of its user have the port, too.
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        taken.bind(("127.0.0.1", 0))
         taken.listen()
+        process = process_of(Program(SERVER), tmp_path, port=taken.getsockname()[1])
         with pytest.raises(EngineFailed, match="is in use") as caught:
             await process.start()
     assert caught.value.code == "engine_start_failed"
     assert process.pid is None
+
+
+@pytest.mark.parametrize("option", [socket.SO_REUSEADDR, socket.SO_REUSEPORT])
+async def test_while_it_loads_only_the_engine_can_have_its_port(tmp_path, option):
+    process = process_of(Program("import time; time.sleep(300)"), tmp_path)
+    await process.start()
+    try:
+        address = (process.spec.host, process.spec.port)
+        with socket.socket() as stranger, pytest.raises(OSError, match="in use"):
+            stranger.bind(address)
+        with socket.socket() as server:
+            server.setsockopt(socket.SOL_SOCKET, option, 1)
+            server.bind(address)
+            server.listen()
+            socket.create_connection(address, timeout=10).close()
+    finally:
+        await process.stop()
+    with socket.socket() as anybody:
+        anybody.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        anybody.bind(address)
 
 
 async def test_a_command_that_is_not_there_is_reported(tmp_path):

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import signal
-import socket
 from pathlib import Path
 
 import aiohttp
@@ -71,10 +70,7 @@ def test_any_body_is_read_or_refused(body, is_chat):
 
 
 def process_of(folder: Path, *extra_args: str) -> EngineProcess:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    spec = EngineSpec(engine=EngineName.SIMULATED, model="m", port=port, extra_args=extra_args)
+    spec = EngineSpec(engine=EngineName.SIMULATED, model="m", extra_args=extra_args)
     return EngineProcess(Simulated(), spec, folder / "engine.log")
 
 

@@ -1,7 +1,6 @@
 """Real vLLM on a CPU: what Tandemn relies on beyond the contract of every engine (`make vllm-cpu`)."""
 
 import json
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,9 @@ pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="module")]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(tmp_path_factory):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     spec = EngineSpec(
         engine=EngineName.VLLM,
         model=str(MODEL),
-        port=port,
         api_key="k",
         max_model_len=1024,
         extra_args=("--enforce-eager",),

@@ -24,7 +24,8 @@ class EngineSpec:
     model: str
     """As the user named it: `demo/tiny`, a hub id, a folder or a GGUF file."""
     host: str = "127.0.0.1"
-    port: int
+    port: int = 0
+    """0: a free one, which is chosen when the process is started."""
     api_key: str | None = None
     tp: int = 1
     pp: int = 1

@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -41,7 +42,7 @@ class EngineProcess:
 
     Args:
         adapter: knows the kind of engine.
-        spec: what to serve and where.
+        spec: what to serve and where; once it is started, it has the port that was chosen.
         log_path: what the process prints is appended here; the folder is made where it is missing.
         stop_grace_s: see STOP_GRACE_S.
         environment: more that it needs beside ours.
@@ -62,6 +63,8 @@ class EngineProcess:
         self._stop_grace_s = stop_grace_s
         self._environment = environment or {}
         self._leash: asyncio.subprocess.Process | None = None
+        self._held: socket.socket | None = None
+        """Keeps the engine's port from everybody else until it listens."""
 
     @property
     def url(self) -> str:
@@ -95,12 +98,22 @@ class EngineProcess:
         """
         assert self._leash is None, "an engine process starts once"
         self.adapter.check(self.spec)
-        if not _port_is_free(self.spec.host, self.spec.port):
+        try:
+            self._held = _hold_port(self.spec.host, self.spec.port)
+        except OSError as exc:
             raise EngineFailed(
                 f"port {self.spec.port} of {self.spec.host} is in use",
                 code="engine_start_failed",
                 next_step="give the engine another port",
-            )
+            ) from exc
+        try:
+            self.spec = replace(self.spec, port=self._held.getsockname()[1])
+            await self._start()
+        except BaseException:
+            self._let_go_of_port()
+            raise
+
+    async def _start(self) -> None:
         command = [python_executable(), "-m", "tandemn.fleet.engines.leash"]
         command += ["--grace-s", str(self._stop_grace_s), "--", *self.adapter.command(self.spec)]
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,6 +134,12 @@ class EngineProcess:
             EngineFailed: `engine_start_failed` as soon as the process ends, `engine_start_timeout` after
                 `timeout_s`; the message has the end of the log.
         """
+        try:
+            await self._wait_healthy(timeout_s)
+        finally:
+            self._let_go_of_port()
+
+    async def _wait_healthy(self, timeout_s: float) -> None:
         until = time.monotonic() + timeout_s
         poll_s = FIRST_POLL_S
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=HEALTH_TIMEOUT_S)) as session:
@@ -131,7 +150,7 @@ class EngineProcess:
                     raise self._failure(f"is not ready after {timeout_s:g} s", code="engine_start_timeout")
                 await asyncio.sleep(poll_s)
                 poll_s = min(poll_s * 1.5, LAST_POLL_S)
-        # Another process on the same port would answer for an engine that has died of finding it taken.
+        # What answered may have died since.
         self._check_alive_while_loading()
 
     def _check_alive_while_loading(self) -> None:
@@ -158,6 +177,7 @@ class EngineProcess:
 
     async def stop(self) -> None:
         """End it, with its workers: SIGTERM, then SIGKILL when the grace is over. Any number of times."""
+        self._let_go_of_port()
         if self._leash is None or self._leash.returncode is not None:
             return
         with contextlib.suppress(ProcessLookupError):
@@ -169,6 +189,11 @@ class EngineProcess:
                 self._leash.kill()
             await self._leash.wait()
 
+    def _let_go_of_port(self) -> None:
+        if self._held is not None:
+            self._held.close()
+            self._held = None
+
 
 async def _is_healthy(session: aiohttp.ClientSession, url: str) -> bool:
     try:
@@ -178,16 +203,29 @@ async def _is_healthy(session: aiohttp.ClientSession, url: str) -> bool:
         return False
 
 
-def _port_is_free(host: str, port: int) -> bool:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
+def _hold_port(host: str, port: int) -> socket.socket:
+    """Bind a port, any free one where it is 0, so that nobody gets it but a server that asks for it by number.
+
+    A port that is only looked up, or let go of before the engine listens, is given to whoever comes meanwhile: a
+    connection of anybody's, or another engine, which would then answer for this one. The kernel gives a bound port
+    to none of them; it lets a server bind the same one where both sockets allow that and ours does not listen
+    (Linux, `inet_csk_bind_conflict`). Servers ask for SO_REUSEADDR (asyncio, uvicorn) or SO_REUSEPORT (llama.cpp),
+    vLLM's for both.
+
+    Raises:
+        OSError: it is in use.
+    """
+    held = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
         # As servers do: connections of a former server that linger do not make a port taken.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-        return True
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind((host, port))
+        # Only now: before, it would have shared the port of another server that allows it.
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    except OSError:
+        held.close()
+        raise
+    return held
 
 
 def log_tail(path: Path) -> str:

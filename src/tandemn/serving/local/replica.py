@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import socket
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -144,6 +143,7 @@ class Replica:
             self._become(State.STARTING)
             process = self._process = self._engine()
             await process.start()
+            self.port = process.spec.port
             await process.wait_ready(self._settings.engine_start_s)
             if self.state is State.STARTING:
                 self._become(State.READY)
@@ -172,12 +172,10 @@ class Replica:
 
     def _engine(self) -> EngineProcess:
         engine = self.order.engine
-        self.port = free_port()
         spec = EngineSpec(
             engine=engine.engine,
             model=engine.model,
             host=HOST,
-            port=self.port,
             api_key=self.key,
             max_model_len=engine.max_model_len,
             extra_args=engine.engine_args,
@@ -190,10 +188,3 @@ class Replica:
             stop_grace_s=STOP_GRACE_S,
             environment={} if token is None else {"HF_TOKEN": token.get_secret_value()},
         )
-
-
-def free_port() -> int:
-    """Return a port that nothing listens on just now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
