@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 PACKAGE = Path(__file__).parent / "skypilot"
 
 
@@ -35,7 +37,7 @@ class FakeSky:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ("clusters", "machines", "requests", "tasks", "homes", "cancelled"):
+        for name in ("clusters", "machines", "requests", "tasks", "homes", "cancelled", "processes"):
             (folder / name).mkdir(exist_ok=True)
         self.environment = {
             **os.environ,
@@ -78,11 +80,16 @@ class FakeSky:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def end_all(self) -> None:
-        """Leave no process behind: machines end when their file goes."""
-        for name in self.machines():
-            (self.folder / "machines" / name).unlink(missing_ok=True)
-        for path in (self.folder / "clusters").glob("*.json"):
-            path.unlink(missing_ok=True)
+        """Leave no process behind, of machines that are still coming up neither."""
+        (self.folder / "over").touch()
+        until(lambda: not any(_lives(int(path.name)) for path in (self.folder / "processes").iterdir()))
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def until(condition: Any, within_s: float = 30.0) -> Any:

@@ -109,12 +109,13 @@ def launch(task, cluster_name, down=False, idle_minutes_to_autostop=None):
     )
     _write(f"tasks/{cluster_name}.json", task.config)
     (FOLDER / "cancelled" / cluster_name).unlink(missing_ok=True)
-    subprocess.Popen(
+    machine = subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("machine.py")), request_id, cluster_name],
         start_new_session=True,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
     )
+    (FOLDER / "processes" / str(machine.pid)).touch()
     return request_id
 
 

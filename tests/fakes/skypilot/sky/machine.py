@@ -45,8 +45,8 @@ def main(request_id, name):
     sky._write(f"clusters/{name}.json", record)
     up_at = time.monotonic() + faults.get("boot_s", 0)
     while time.monotonic() < up_at:
-        if not (FOLDER / "clusters" / f"{name}.json").exists():
-            return  # the test is over
+        if is_over() or not (FOLDER / "clusters" / f"{name}.json").exists():
+            return
         time.sleep(0.1)
     request = sky._read(f"requests/{request_id}.json")
     if request["status"] == "CANCELLED":
@@ -79,6 +79,11 @@ def main(request_id, name):
     sky._write(f"clusters/{name}.json", {**record, "status": "UP", "handle": handle})
     sky._write(f"requests/{request_id}.json", {**request, "status": "SUCCEEDED", "result": [1, handle]})
     run(task, name, machine, ports, is_new=is_new)
+
+
+def is_over():
+    """Whether the test is over: nothing of it must go on."""
+    return (FOLDER / "over").exists() or not FOLDER.exists()
 
 
 def open_ports(wanted, name, sky):
@@ -136,7 +141,7 @@ def run(task, name, machine, ports, *, is_new):
         )
     # The machine is there as long as its file: `down` and preemption remove it. The job may end before.
     told = False
-    while machine.exists():
+    while machine.exists() and not is_over():
         process.poll()
         if (FOLDER / "cancelled" / name).exists() and not told:
             told = True
