@@ -234,6 +234,65 @@ async def test_a_next_event_waits_for_what_came_with_it(busy):
     assert not busy.upstream.is_patient, "its next answer's first byte is somebody's"
 
 
+async def test_next_events_are_passed_on_a_few_at_a_time_and_first_bytes_go_between(busy, monkeypatch):
+    monkeypatch.setattr("tandemn.router.upstream.EVENTS_AT_ONCE", 2)
+    seen: list[bytes] = []
+    other = busy.other_upstream()
+    other.feed, other.is_patient = seen.append, True
+    for data in (b"1", b"2", b"3", b"4", b"5"):
+        other.data_received(data)
+    await asyncio.sleep(0)
+    assert seen == [b"1", b"2"]
+    first = busy.other_upstream()
+    first.feed = seen.append
+    first.data_received(b"a first byte")
+    other.data_received(b"6")
+    await asyncio.sleep(0)
+    assert seen == [b"1", b"2", b"a first byte", b"3", b"4"]
+    await asyncio.sleep(0)
+    assert seen[5:] == [b"5", b"6"]
+
+
+async def test_where_more_comes_than_is_passed_on_nothing_piles_up(busy, monkeypatch):
+    monkeypatch.setattr("tandemn.router.upstream.MAX_WAITING", 10)
+    seen: list[bytes] = []
+    other = busy.other_upstream()
+    other.feed, other.is_patient = seen.append, True
+    for _ in range(50):
+        for _ in range(20):
+            other.data_received(b"x")
+        await asyncio.sleep(0)
+        assert len(busy.router.later.waiting) <= 10
+    assert len(seen) >= 50 * 20 - 10
+
+
+async def test_a_stream_keeps_its_order_when_others_end(busy, monkeypatch):
+    monkeypatch.setattr("tandemn.router.upstream.EVENTS_AT_ONCE", 1)
+    monkeypatch.setattr("tandemn.router.stream.MANY_STREAMS", 1000)
+    busy.feed(chunk(b": a comment\n\n"), chunk(as_events([chat("b", [2])])[0]))
+    await asyncio.sleep(0)
+    busy.feed(chunk(as_events([chat("c", [3])])[0]))
+    while busy.router.later.waiting:
+        await asyncio.sleep(0)
+    assert re.findall(rb'"content": "(.)"', busy.wire.content) == [b"a", b"b", b"c"]
+    busy.client.connection_lost(None)
+
+
+async def test_a_connection_on_which_more_than_the_answer_came_is_not_used_again(busy, monkeypatch):
+    monkeypatch.setattr("tandemn.router.upstream.EVENTS_AT_ONCE", 1)
+    upstream, other = busy.upstream, busy.other_upstream()
+    upstream.pool.put(other)
+    busy.client.data_received(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n")
+    busy.feed(chunk(DONE) + b"0\r\n\r\n")
+    busy.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwrong")
+    for _ in range(3):
+        await asyncio.sleep(0)
+    other.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nright")
+    assert upstream.transport.is_closed
+    assert b"wrong" not in busy.wire.content
+    assert busy.wire.content.endswith(b"right")
+
+
 async def test_what_came_before_a_connection_was_lost_is_passed_on(busy):
     busy.feed(chunk(as_events([chat("b", [2])])[0]))
     busy.upstream.connection_lost(None)

@@ -250,7 +250,8 @@ class Stream:
             self._feed_slowly(data[at:], monotonic())
         if upstream is not None and upstream is self.exchange.upstream:
             upstream.feed = self._usual() if self.is_clean else self._feed_otherwise
-            upstream.is_patient = len(self.exchange.router.streams) >= MANY_STREAMS
+            if len(self.exchange.router.streams) >= MANY_STREAMS:
+                upstream.is_patient = True  # to its end: what came later must not pass what waits
 
     def _usual(self) -> Callable[[bytes], None]:
         return self._hide_ids if self.hides_ids else self._pass_as_it_is

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Final, cast
 from urllib.parse import urlsplit
@@ -21,6 +22,11 @@ MAX_IDLE: Final = 1024
 IDLE_S: Final = 4.0
 #: Bytes waiting for a slow peer before its source is paused.
 HIGH_WATER: Final = 128 << 10
+
+#: Events that are passed on before what came meanwhile is read; of 2, 4, 8 and 16 the one with the shortest tail.
+EVENTS_AT_ONCE: Final = 4
+#: Events that may wait.
+MAX_WAITING: Final = 256
 
 #: Connection attempts that failed: what the user can do is the same for all of them.
 CONNECT_ERRORS: Final = (OSError, ssl.SSLError, TimeoutError, ssl.CertificateError, UnicodeError)
@@ -50,7 +56,7 @@ class Upstream(asyncio.Protocol):
         self.waiting = pool.later.waiting
         self.feed: Callable[[bytes], None] | None = None
         self.is_patient = False
-        """Whether what comes may wait until all else was read: events of a stream that has begun."""
+        """Whether what comes may wait until all else was read: events of a stream that has begun, up to its end."""
         self.lost: Callable[[Upstream, Exception | None], None] | None = None
         self.paused: Callable[[bool], None] | None = None
         self.is_reused = False
@@ -78,7 +84,7 @@ class Upstream(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.is_patient:
-            self.pool.later.pass_on()  # it came before this
+            self.pool.later.pass_on_all()  # it came before this
         lost = self.lost
         self.feed = self.lost = self.paused = None
         if lost is None:
@@ -102,6 +108,9 @@ class Upstream(asyncio.Protocol):
 
     def give_back(self, now: float) -> None:
         """Nothing is under way on it: the connection may carry the next request."""
+        if self.is_patient and self.pool.later.has_any_of(self):
+            self.drop()  # more than the answer came: it would pass for a part of the next one
+            return
         self.feed = self.lost = self.paused = None
         self.is_patient = False
         self.is_reused = True
@@ -110,27 +119,45 @@ class Upstream(asyncio.Protocol):
 
 
 class Later:
-    """Events of streams that have begun: they are passed on when all that came with them was read.
+    """Events of streams that have begun: they are passed on a few at a time, and between two times all is read that came.
 
-    So whoever waits for a first byte goes before those who wait for a next one, and many events in a row run through
-    the same few instructions.
+    So whoever waits for a first byte, or to be sent on, waits for a few events of others at most, not for all of them.
     """
 
-    __slots__ = ("waiting",)
+    __slots__ = ("_is_due", "waiting")
 
     def __init__(self) -> None:
-        self.waiting: list[tuple[Upstream, bytes]] = []
-        """The same list for good: every connection has it at hand."""
+        self.waiting: deque[tuple[Upstream, bytes]] = deque()
+        """The same one for good: every connection has it at hand."""
+        self._is_due = False
 
     def begin(self) -> None:
-        """The first one has come: the loop reads the rest of what has come before it calls `pass_on`."""
-        asyncio.get_running_loop().call_soon(self.pass_on)
+        """The first one has come: the loop reads the rest of what has come before it passes any on."""
+        if not self._is_due:
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self._pass_some)
 
-    def pass_on(self) -> None:
-        """Give each to its connection's user, in the order in which they came."""
-        waiting = self.waiting.copy()
-        self.waiting.clear()
-        for upstream, data in waiting:
+    def _pass_some(self) -> None:
+        self._is_due = False
+        count = len(self.waiting)
+        # Where reading is faster than passing on for long, what waits must stay with those who send it.
+        self._pass(EVENTS_AT_ONCE if count <= MAX_WAITING else count)
+        if self.waiting:
+            self.begin()
+
+    def pass_on_all(self) -> None:
+        """Leave nothing waiting."""
+        self._pass(len(self.waiting))
+
+    def has_any_of(self, upstream: Upstream) -> bool:
+        """Whether something waits that came from there."""
+        return any(each is upstream for each, _ in self.waiting)
+
+    def _pass(self, count: int) -> None:
+        """Give so many to their connections' users, in the order in which they came."""
+        waiting = self.waiting
+        for _ in range(min(count, len(waiting))):
+            upstream, data = waiting.popleft()
             feed = upstream.feed
             try:
                 if feed is None:
