@@ -13,8 +13,9 @@ import pytest
 from tandemn import server_records
 from tandemn.cli import embedded
 from tandemn.cli.connection import follow_restart
+from tandemn.cli.follow import patiently
 from tandemn.client import UserClient
-from tandemn.errors import Broken, Conflict, InvalidInput
+from tandemn.errors import Broken, Conflict, InvalidInput, NotFound
 from tandemn.settings import load
 
 ROOT = Path(__file__).parents[2]
@@ -114,6 +115,32 @@ async def test_client_finds_a_server_that_moved(settings, home):
     async with UserClient("http://127.0.0.1:1") as client:
         follow_restart(client)
         assert client.url == record.url
+
+
+async def test_what_another_control_plane_says_on_its_former_port_is_no_answer(settings, home):
+    record = await embedded.ensure(settings, command=COMMAND)
+    asked = []
+    async with UserClient("http://127.0.0.1:1") as client:
+
+        async def ask() -> str:
+            asked.append(client.url)
+            if client.url != record.url:
+                raise NotFound("no such job: job-1", code="job_not_found")
+            return "ours"
+
+        assert await patiently(client, ask, "") == "ours"
+    assert asked == ["http://127.0.0.1:1", record.url]
+
+
+async def test_what_its_own_control_plane_refuses_is_told_at_once(settings, home):
+    record = await embedded.ensure(settings, command=COMMAND)
+    async with UserClient(record.url) as client:
+
+        async def ask() -> str:
+            raise NotFound("no such job: job-1", code="job_not_found")
+
+        with pytest.raises(NotFound):
+            await patiently(client, ask, "")
 
 
 def test_server_commands_on_the_real_control_plane(settings, home, tandemn):

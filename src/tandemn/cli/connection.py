@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from tandemn import __version__
+from tandemn import __version__, server_records
 from tandemn.cli import embedded, saved_login
 from tandemn.cli.output import note
 from tandemn.client import UserClient
@@ -60,6 +60,17 @@ def _elsewhere(settings: Settings) -> tuple[str | None, str | None]:
     # A key goes to the control plane that it was given for, and to no other.
     kept = login.key if login and login.url == url.rstrip("/") else None
     return url, given or kept
+
+
+def is_own(client: UserClient) -> bool:
+    """Say whether what answers the client is the control plane that it belongs to.
+
+    The embedded one's port may be another state folder's once it has died: what that one says is no answer.
+    """
+    settings = load()
+    if is_elsewhere(settings):
+        return True
+    return any(record.url == client.url for record in server_records.living(settings.home_path))
 
 
 def follow_restart(client: UserClient) -> None:

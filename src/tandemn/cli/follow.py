@@ -7,10 +7,10 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from tandemn.cli.connection import follow_restart
+from tandemn.cli.connection import follow_restart, is_own
 from tandemn.cli.output import note
 from tandemn.client import UserClient
-from tandemn.errors import Retryable
+from tandemn.errors import Retryable, TandemnError
 from tandemn.protocol.jobs import JobState, JobStatus
 
 T = TypeVar("T")
@@ -83,13 +83,15 @@ async def patiently(client: UserClient, ask: Callable[[], Awaitable[T]], next_st
         next_step: what to do once it was away for too long.
 
     Raises:
-        Retryable: it did not answer for two minutes.
+        TandemnError: what it refused; or it did not answer for two minutes.
     """
     away_since: float | None = None
     while True:
         try:
             return await ask()
-        except Retryable as error:
+        except TandemnError as error:
+            if not isinstance(error, Retryable) and is_own(client):
+                raise
             now = time.monotonic()
             if away_since is None:
                 away_since = now
