@@ -50,8 +50,10 @@ LIST_PAGE = 1000
 WRITE_OUT_BYTES = 64 * 1024 * 1024
 #: Bytes copied inside the kernel between two looks at whether to stop.
 COPY_BYTES = 16 * 1024 * 1024
-#: Tries to write into a folder that another task is removing, and the other way round.
-RACE_TRIES = 5
+#: Tries to remove a folder that others write into.
+REMOVE_TRIES = 5
+#: Tries to write into a folder that others remove: more than several of them have together, so that the write wins.
+WRITE_TRIES = 100
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _MISSING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR})
@@ -251,7 +253,7 @@ class _Staged:
     def commit(self, dest: Path) -> None:
         """Put the data on the disk, then give it its name; the name is on the disk when this returns."""
         os.fsync(self._fd)
-        for remaining in reversed(range(RACE_TRIES)):
+        for remaining in reversed(range(WRITE_TRIES)):
             try:
                 _make_folders(dest.parent)
                 self._path.rename(dest)
@@ -328,7 +330,7 @@ def _libc() -> ctypes.CDLL:
 
 def _remove_tree(folder: Path) -> None:
     """Remove a folder while others may write into it or remove it too; what is written meanwhile may stay."""
-    for _ in range(RACE_TRIES):
+    for _ in range(REMOVE_TRIES):
         if not folder.is_dir():
             return
         try:

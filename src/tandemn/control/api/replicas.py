@@ -341,15 +341,17 @@ async def engine_death(
     now = services.clock.now()
 
     def record(connection: Connection) -> dict[int, dict[int, int]]:
-        events.append(
-            connection,
-            EventKind.ENGINE_DIED,
-            now=now,
-            job_id=replica.job_id,
-            replica_id=replica.replica_id,
-            reason=death.reason,
-            in_flight={str(chunk): requests for chunk, requests in death.in_flight.items()},
-        )
+        # One whose answer was lost, with the control plane perhaps, is reported again.
+        if not chunks.has_counted(connection, replica.job_id, death.death_id):
+            events.append(
+                connection,
+                EventKind.ENGINE_DIED,
+                now=now,
+                job_id=replica.job_id,
+                replica_id=replica.replica_id,
+                reason=death.reason,
+                in_flight={str(chunk): requests for chunk, requests in death.in_flight.items()},
+            )
         return chunks.add_strikes(connection, replica.job_id, death.in_flight, death_id=death.death_id)
 
     return protocol.EngineDeathReply(strikes=await services.database.run(record))

@@ -200,6 +200,12 @@ def add_strikes(
     return strikes_of(connection, job_id, list(in_flight))
 
 
+def has_counted(connection: Connection, job_id: str, death_id: str) -> bool:
+    """Whether the last strike of any request comes from this death."""
+    query = select(strikes.c.request).where(strikes.c.job_id == job_id, strikes.c.death_id == death_id)
+    return connection.execute(query.limit(1)).first() is not None
+
+
 def strikes_of(connection: Connection, job_id: str, of: list[int]) -> dict[int, dict[int, int]]:
     found: dict[int, dict[int, int]] = {chunk: {} for chunk in of}
     query = select(strikes.c.chunk, strikes.c.request, strikes.c.count)
