@@ -13,7 +13,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,10 +68,6 @@ class Figures:
     """Jobs that said while they waited what for."""
 
 
-#: A runner counts that was there so many looks in a row: one that has said goodbye ends while the next one begins.
-LOOKS = 3
-
-
 class Watch:
     """Looks at the control plane and its replicas while they work."""
 
@@ -81,16 +76,14 @@ class Watch:
         self._server = psutil.Process(house.server_pid())
         self.rss = self.rss_before = self._server.memory_info().rss
         self.replicas = 0
-        self._looks: deque[set[str]] = deque(maxlen=LOOKS)
         self.said: dict[str, str] = {}
 
     async def run(self) -> None:
         """Go on until cancelled."""
         while True:
             self.rss = max(self.rss, self._server.memory_info().rss)
-            self._looks.append(set(await asyncio.to_thread(watch.runners, self._house)))
-            if len(self._looks) == LOOKS:
-                self.replicas = max(self.replicas, len(set.intersection(*self._looks)))
+            # Not how many processes: what a runner starts has its command line until it has one of its own.
+            self.replicas = max(self.replicas, len(await asyncio.to_thread(watch.runners, self._house)))
             for job in (await self._admin.list_jobs(limit=1000, after=None, state="active")).jobs:
                 if job.waits is not None and job.waits.place_in_line is not None:
                     self.said[job.job_id] = job.waits.reason

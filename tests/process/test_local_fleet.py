@@ -145,6 +145,7 @@ async def test_a_killed_fleet_takes_its_engines_along_and_the_next_one_goes_on(t
         await fleet.ready(fleet.spot, 2)
         lives = list(LifetimeLog(fleet.folder.lifetimes).read())
         assert [each.why for each in lives] == ["its fleet process died"] * 2 + ["", ""]
+        assert [each.ended for each in lives[2:]] == [None, None]
         usage = await fleet.spot.usage(fleet.remote, lives[0].began, lives[0].ended)
         assert usage.usd > 0
 
