@@ -59,10 +59,11 @@ class Scripted:
         self.port = self.listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._open: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
 
     def _accept(self) -> None:
-        with contextlib.suppress(OSError):
+        with self.listener, contextlib.suppress(OSError):
             while True:
                 sock, peer = self.listener.accept()
                 self.peers.append(peer)
@@ -70,17 +71,23 @@ class Scripted:
                 threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
 
     def _serve(self, sock: socket.socket) -> None:
-        with contextlib.suppress(OSError, ValueError):
+        with sock, contextlib.suppress(OSError, ValueError):
             while request := read_request(sock):
                 self.requests.append(request)
                 self.script(sock, request)
-            sock.close()
 
     def end(self) -> None:
-        self.listener.close()
+        """Wake every thread; each closes its own socket.
+
+        Closed from here, a listener would stay open as long as its thread waits in `accept`; and a process that is
+        stopped and goes on meanwhile makes the kernel begin that call again, with a number that by then may be the
+        socket of somebody else, whose connections this double would answer.
+        """
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self._accepting.join()
         for sock in self._open:
             with contextlib.suppress(OSError):
-                sock.close()
+                sock.shutdown(socket.SHUT_RDWR)
 
 
 def replies(answer: bytes) -> Script:
