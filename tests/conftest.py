@@ -15,6 +15,9 @@ os.environ["TANDEMN_LOCAL_ROUTER_PORT"] = str(
     18000 + 100 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw99").removeprefix("gw"))
 )
 
+# A plan asks the hub for sizes that it does not know; tests that mean to have a hub of their own on loopback.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 S3_KEY = "AKIATESTTESTTEST"
 S3_SECRET = "not-a-real-secret-but-never-to-be-shown"
 

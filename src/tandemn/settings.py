@@ -194,6 +194,16 @@ def hf_token() -> SecretStr | None:
     return _secret("HF_TOKEN")
 
 
+def hub_endpoint() -> str:
+    """URL of the hub, or of the mirror that the hub's client is told of."""
+    return os.environ.get("HF_ENDPOINT", "").strip() or "https://huggingface.co"
+
+
+def is_hub_offline() -> bool:
+    """Say whether the hub may not be asked, by the variable that its client reads."""
+    return os.environ.get("HF_HUB_OFFLINE", "").strip().upper() in {"1", "ON", "YES", "TRUE"}
+
+
 def hub_cache() -> Path:
     """Where the hub's client keeps what it downloaded, by the names that it reads itself."""
     if stated := os.environ.get("HF_HUB_CACHE", "").strip():

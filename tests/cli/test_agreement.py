@@ -3,7 +3,7 @@
 import pytest
 from tests.fakes.user_api import job_status
 
-from tandemn.errors import InvalidInput
+from tandemn.errors import InvalidInput, Retryable
 from tandemn.protocol import plans
 
 CLOUD = ("deploy", "Qwen/Qwen3-32B", "--slo", "4h", "--cloud", "aws")
@@ -172,14 +172,21 @@ def test_yes_and_a_pipe_are_not_asked(planned, lines, tandemn, terminal):
     assert not planned.called("POST", "/api/plans")
 
 
-def test_a_gpu_that_was_named_needs_no_plan(planned, lines, tandemn, terminal):
-    planned.refusals["POST", "/api/plans"] = InvalidInput("nothing is known of m", code="unknown_model")
+@pytest.mark.parametrize(
+    ("refusal", "code"),
+    [
+        (InvalidInput("nothing is known of m", code="unknown_model"), 2),
+        (Retryable("the hub does not answer", code="hub_unavailable"), 1),
+    ],
+)
+def test_a_gpu_that_was_named_needs_no_plan(refusal, code, planned, lines, tandemn, terminal):
+    planned.refusals["POST", "/api/plans"] = refusal
     asked = terminal(answer=True)
     result = tandemn(*CLOUD, "--gpu", "L4", "--replicas", "3", lines)
     assert result.code == 0, result.err
     assert "3 x L4 tp1, spot on aws" in result.err
     assert len(asked) == 1
-    assert tandemn(*CLOUD, lines).code == 2, "without one, it is an error"
+    assert tandemn(*CLOUD, lines).code == code, "without one, it is an error"
 
 
 def test_no_cloud_is_this_machine_and_is_said(planned, lines, tandemn, terminal):

@@ -229,3 +229,30 @@ def test_attention_that_a_quantiser_passed_over(key, name):
     assert sizes[0] < sizes[1] < sizes[2]
     only_head = plain | {"quantization_config": {"quant_method": "fp8", key: ["lm_head"]}}
     assert shape_from_config(only_head, name="x").weight_bytes() == sizes[0]
+
+
+@pytest.mark.parametrize("ending", ["", ".q_proj", ".o_proj"])
+def test_attention_is_counted_by_the_layers_that_were_passed_over(ending):
+    """Some quantisers list every projection of every layer."""
+    plain = DELTA_NET | {"full_attention_interval": None}
+    whole = shape_from_config(plain, name="x")
+
+    def size(layers):
+        names = [f"model.layers.{number}.self_attn{ending}" for number in range(layers)]
+        quantised = {"quant_method": "fbgemm_fp8", "modules_to_not_convert": ["lm_head", *names]}
+        return shape_from_config(plain | {"quantization_config": quantised}, name="x").weight_bytes()
+
+    attention = whole.layers * whole.attention_params()
+    assert size(whole.layers // 2) - size(0) == pytest.approx(attention / 2, rel=1e-6)
+    assert size(whole.layers) - size(0) == pytest.approx(attention, rel=1e-6)
+
+
+def test_a_hybrid_has_attention_in_some_layers_only():
+    """All of its attention is passed over where that of those layers is."""
+    kinds = ["linear_attention", "linear_attention", "linear_attention", "full_attention"] * 12
+    names = [f"model.layers.{number}.self_attn" for number in range(3, 48, 4)]
+    listed = {"quant_method": "fp8", "modules_to_not_convert": names}
+    experts = {"num_experts": 64, "num_experts_per_tok": 8, "moe_intermediate_size": 512}
+    hybrid = {"layer_types": kinds, "num_hidden_layers": 48}
+    mixture = DELTA_NET | hybrid | experts | {"quantization_config": listed}
+    assert shape_from_config(mixture, name="x").only_experts_quantised

@@ -5,7 +5,7 @@ import pytest
 
 from tandemn.errors import InvalidInput, NotFound
 from tandemn.placement.model_config import shape_from_config
-from tandemn.placement.models import canonical_name, known_models, shape_of, with_precision
+from tandemn.placement.models import canonical_name, is_on_hub, known_models, shape_of, with_precision
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -167,15 +167,29 @@ def test_unknown_model_suggests_near_names():
         shape_of("Qwen/Qwen3-32")
 
 
-def test_hub_config_is_fetched_when_the_table_has_no_such_name():
-    asked = []
+def test_files_of_the_hub_s_are_believed_before_a_name_is_but_not_before_the_table():
+    texts = {"config.json": json.dumps(LLAMA)}
+    assert is_on_hub("someone/finetune")
+    assert shape_of("someone/finetune", texts=texts).layers == 32
+    assert is_on_hub("someone/Qwen3-32B-GPTQ")
+    assert shape_of("someone/Qwen3-32B-GPTQ", texts=texts).layers == 32
+    assert shape_of("someone/Qwen3-32B-GPTQ").layers == 64
+    assert not is_on_hub("Qwen/Qwen3-32B")
+    assert shape_of("Qwen/Qwen3-32B", texts=texts).layers == 64
 
-    def fetch(model):
-        asked.append(model)
-        return json.dumps(LLAMA)
 
-    assert shape_of("someone/finetune", fetch=fetch).layers == 32
-    assert asked == ["someone/finetune"]
+def test_weights_stored_in_more_bits_than_they_are_served_in_are_not_taken_as_stored():
+    texts = {"model.safetensors.index.json": json.dumps({"metadata": {"total_size": 32e9}})}
+    whole = shape_of("a/b", texts=texts | {"config.json": json.dumps(LLAMA | {"torch_dtype": "float32"})})
+    assert whole.weight_bytes() == pytest.approx(16.06e9, rel=0.01)
+    half = shape_of("a/b", texts=texts | {"config.json": json.dumps(LLAMA)})
+    assert half.weight_bytes() == 32e9
+    for odd in ("Infinity", "-1", "NaN", '"many"', "[]"):
+        texts = {
+            "config.json": json.dumps(LLAMA),
+            "model.safetensors.index.json": f'{{"metadata": {{"total_size": {odd}}}}}',
+        }
+        assert shape_of("a/b", texts=texts).weight_bytes() == pytest.approx(16.06e9, rel=0.01)
 
 
 def gguf_bytes(keys):

@@ -6,12 +6,13 @@ installed. Elsewhere the placement estimates from characters. Memory is bounded:
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tandemn.hub.cache import cached_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,8 +30,6 @@ _EXACT_CHARACTERS = 2_000_000
 #: Largest tokenizer file that is read, in bytes; those of 260,000 words have some 35 million.
 _FILE_LIMIT = 128 * 1024 * 1024
 _FILE = "tokenizer.json"
-_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
-_REVISION = re.compile(r"[0-9a-f]{7,64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,21 +55,13 @@ def tokenizer_file(model: str, hub_cache: Path) -> Path | None:
 
 
 def cached_tokenizer(model: str, hub_cache: Path) -> Path | None:
-    """Find it where the hub's own client keeps it: `models--owner--name/snapshots/REVISION`."""
-    if not _HUB_ID.fullmatch(model):
-        return None
-    home = hub_cache / f"models--{model.replace('/', '--')}"
-    main = home / "refs" / "main"
-    try:
-        revision = main.read_text("ascii").strip()
-    except (OSError, UnicodeDecodeError):
-        return None
-    return _usable(home / "snapshots" / revision / _FILE) if _REVISION.fullmatch(revision) else None
+    """Find the tokenizer of a hub model that was downloaded before."""
+    return _usable(cached_file(model, _FILE, hub_cache))
 
 
-def _usable(file: Path) -> Path | None:
+def _usable(file: Path | None) -> Path | None:
     try:
-        return file if file.is_file() and file.stat().st_size <= _FILE_LIMIT else None
+        return file if file is not None and file.is_file() and file.stat().st_size <= _FILE_LIMIT else None
     except OSError:
         return None
 

@@ -8,7 +8,7 @@ from tandemn.cli import plan_report
 from tandemn.cli.output import note
 from tandemn.cli.text import duration
 from tandemn.client import UserClient
-from tandemn.errors import Infeasible, InvalidInput
+from tandemn.errors import Infeasible, InvalidInput, Retryable
 from tandemn.protocol.jobs import JobSpec
 from tandemn.protocol.plans import KoiAdvice, PlanAnswer
 
@@ -26,12 +26,13 @@ async def agreed(client: UserClient, spec: JobSpec, *, offers_koi: bool) -> JobS
     Raises:
         Infeasible: no plan meets the deadline or budget.
         InvalidInput: nothing can be planned, and no GPU is named.
+        Retryable: it cannot be planned now, and no GPU is named.
     """
     try:
         answer = await client.plan(spec)
     except Infeasible:
         raise
-    except InvalidInput as exc:
+    except (InvalidInput, Retryable) as exc:
         if spec.gpu in {None, "auto"} or exc.code not in PLANLESS:
             raise
         note(f"{_named(spec)} on {spec.cloud}; there is no plan, and its price is not known: {exc.message}")
@@ -50,7 +51,17 @@ async def agreed(client: UserClient, spec: JobSpec, *, offers_koi: bool) -> JobS
 
 
 #: Why there may be no plan for a GPU that was named, which is launched all the same.
-PLANLESS = frozenset({"unknown_model", "model_not_found", "cannot_plan", "bad_model_config", "not_found"})
+PLANLESS = frozenset(
+    {
+        "bad_model_config",
+        "cannot_plan",
+        "hub_unavailable",
+        "model_not_found",
+        "not_found",
+        "unknown_model",
+        "unknown_quantisation",
+    }
+)
 
 
 def _whose(answer: str) -> str:

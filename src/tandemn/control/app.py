@@ -36,6 +36,7 @@ from tandemn.control.clouds import Clouds
 from tandemn.control.courier import Courier
 from tandemn.control.embedded_redis import EmbeddedRedis
 from tandemn.control.leadership import Leadership, LeaderTask, this_process, while_leading
+from tandemn.control.model_shapes import ModelShapes
 from tandemn.control.providers import Providers
 from tandemn.control.reconcilers.billing import BillReader
 from tandemn.control.reconcilers.deployment_budgets import BudgetKeeper
@@ -51,10 +52,12 @@ from tandemn.control.store.database import open_database
 from tandemn.control.tokens import new_token
 from tandemn.errors import TandemnError
 from tandemn.fleet.launchers.local import LocalLauncher
+from tandemn.hub.client import Hub
 from tandemn.objects import ObjectStore
 from tandemn.placement.quota import QuotaReader
 from tandemn.serving.certificate import trusted
 from tandemn.serving.keyring import Keyring
+from tandemn.settings import hf_token, hub_cache, hub_endpoint, is_hub_offline
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -144,6 +147,15 @@ async def open_services(settings: Settings, *, server_url: str) -> AsyncIterator
         providers=Providers(clouds.sky),
         keyring=Keyring(home / "keys"),
         quotas=QuotaReader(clock),
+        shapes=ModelShapes(
+            Hub(
+                endpoint=hub_endpoint(),
+                cache=hub_cache(),
+                token=hf_token(),
+                is_offline=is_hub_offline(),
+            ),
+            clock,
+        ),
         server_url=settings.public_url or server_url,
         local_key=new_token(),
         listening_since=clock.now(),

@@ -10,7 +10,7 @@ from tandemn.control.clouds import ANY
 from tandemn.control.groups import planned_groups
 from tandemn.control.planning import needs_of, offers_on, submit_counts, weighed_plan, with_whole_quotas
 from tandemn.control.store import replicas
-from tandemn.errors import Infeasible, InvalidInput, NotFound
+from tandemn.errors import Infeasible, InvalidInput, NotFound, Retryable
 from tandemn.fleet.engines.engine import EngineName
 from tandemn.placement.catalog.gpus import gpu_named
 from tandemn.protocol.jobs import ReplicaConfig
@@ -74,11 +74,12 @@ async def choose_in_cloud(services: Services, job: JobRecord, engine: EngineName
     counts = submit_counts(job.requests, job.statistics, job.endpoint)
     try:
         # A file of this machine's is none of a cloud's.
-        needs = await asyncio.to_thread(needs_of, services, spec, counts, may_be_file=False)
-    except NotFound:
+        shape = await services.shapes.of(spec.model, may_be_file=False)
+    except (InvalidInput, Retryable):
         if not is_named:
             raise
         return await asyncio.to_thread(_as_named, services, job, now)
+    needs = await asyncio.to_thread(needs_of, services, spec, counts, shape)
     reason = ""
     try:
         planned, koi = await weighed_plan(services, spec, needs, job_id=job.job_id)

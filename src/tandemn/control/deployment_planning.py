@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 from tandemn.control.access import restrictions
 from tandemn.control.store import deployments
 from tandemn.control.store.deployments import Plans, changed_fields
-from tandemn.errors import InvalidInput, MissingDependency, NotFound, TandemnError
+from tandemn.errors import InvalidInput, MissingDependency, Retryable, TandemnError
 from tandemn.ledger import budget
 from tandemn.placement.catalog.gpus import gpu_named
 from tandemn.placement.catalog.skypilot import CATALOGS, load_offers
 from tandemn.placement.deployments import DeploymentOption, deployment_options, to_json
-from tandemn.placement.models import shape_of
 from tandemn.placement.throughput import RooflinePredictor
 from tandemn.protocol.deployments import (
     BackendPlanView,
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from tandemn.control.providers import Providers
     from tandemn.control.services import Services
     from tandemn.control.store.deployments import DeploymentRecord
+    from tandemn.placement.model_shape import ModelShape
     from tandemn.serving.providers.provider import BackendPlan, Provider
 
 #: Names of the backends.
@@ -82,7 +82,8 @@ async def plan(
     spec = _kept(spec, record)
     if record is not None:
         deployments.refuse_other(record, spec, is_update=request.is_update)
-    options, notes = await asyncio.to_thread(_options, spec, caller, force=request.force)
+    shape, notes = await _shape(services, spec, caller)
+    options = () if shape is None else await asyncio.to_thread(_options, spec, shape, force=request.force)
     spec = _with_gpu(spec, options)
     choice: Choice | None = None
     backends: dict[str, BackendPlan] = {}
@@ -129,20 +130,24 @@ def _kept(spec: DeploymentSpec, record: DeploymentRecord | None) -> DeploymentSp
     return spec.model_copy(update=chosen)
 
 
-def _options(
-    spec: DeploymentSpec, caller: Caller, *, force: bool
-) -> tuple[tuple[DeploymentOption, ...], list[str]]:
-    """GPUs that the model fits, and what could not be found out."""
+async def _shape(
+    services: Services, spec: DeploymentSpec, caller: Caller
+) -> tuple[ModelShape | None, list[str]]:
+    """The model's sizes, where they are needed and known, and what could not be found out."""
     if spec.gpu == CPU:
-        return (), []
-    is_auto = spec.gpu == AUTO
+        return None, []
     try:
-        shape = shape_of(spec.model, may_be_file=caller.sees is None)
-    except NotFound as exc:
-        if is_auto:
+        return await services.shapes.of(spec.model, may_be_file=caller.sees is None), []
+    except (InvalidInput, Retryable) as exc:
+        if spec.gpu == AUTO:
             raise
-        return (), [f"whether the model fits {spec.gpu_count} x {spec.gpu} is not known: {exc.message}"]
-    options = deployment_options(
+        return None, [f"whether the model fits {spec.gpu_count} x {spec.gpu} is not known: {exc.message}"]
+
+
+def _options(spec: DeploymentSpec, shape: ModelShape, *, force: bool) -> tuple[DeploymentOption, ...]:
+    """GPUs that the model fits."""
+    is_auto = spec.gpu == AUTO
+    return deployment_options(
         shape,
         load_offers(Path.home() / CATALOGS),
         RooflinePredictor(),
@@ -152,7 +157,6 @@ def _options(
         # What a quantised copy takes is not known here.
         force=force or spec.quantization is not None,
     )
-    return options, []
 
 
 def _with_gpu(spec: DeploymentSpec, options: tuple[DeploymentOption, ...]) -> DeploymentSpec:

@@ -21,7 +21,6 @@ from tandemn.koi.weighing import weigh
 from tandemn.placement import plan as placement
 from tandemn.placement.candidates import Wish
 from tandemn.placement.catalog.gpus import gpu_named
-from tandemn.placement.models import shape_of
 from tandemn.placement.quota import free_vcpus
 from tandemn.placement.throughput import RooflinePredictor
 from tandemn.placement.workload import Lengths, SubmitCounts, within_context, workload_of
@@ -80,7 +79,8 @@ async def plan(services: Services, spec: JobSpec, caller: Caller) -> PlanAnswer:
             param="input",
         )
     counts = submit_counts(report.requests, submit_statistics(report), report.url)
-    needs = await asyncio.to_thread(needs_of, services, spec, counts, may_be_file=caller.sees is None)
+    shape = await services.shapes.of(spec.model, may_be_file=caller.sees is None)
+    needs = await asyncio.to_thread(needs_of, services, spec, counts, shape)
     planned, koi = await weighed_plan(services, spec, needs, job_id=None)
     return _answer(planned, needs).model_copy(update={"koi": koi})
 
@@ -113,11 +113,10 @@ class Needs:
     warnings: list[str]
 
 
-def needs_of(services: Services, spec: JobSpec, counts: SubmitCounts, *, may_be_file: bool) -> Needs:
+def needs_of(services: Services, spec: JobSpec, counts: SubmitCounts, shape: ModelShape) -> Needs:
     """Gather what a plan of counted requests is made from."""
     offers = offers_on(services, spec.cloud)
     quotas, warnings = _quotas(services, offers)
-    shape = shape_of(spec.model, may_be_file=may_be_file)
     workload, too_long = within_context(
         workload_of(counts, max_output_tokens=spec.max_output_tokens), shape.max_context
     )

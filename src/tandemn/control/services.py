@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tandemn.clock import Clock
     from tandemn.control.clouds import Clouds
     from tandemn.control.leadership import Leadership
+    from tandemn.control.model_shapes import ModelShapes
     from tandemn.control.providers import Providers
     from tandemn.control.store.database import Database
     from tandemn.fleet.launchers.launcher import Launcher
@@ -59,6 +60,7 @@ class Services:
     providers: Providers
     keyring: Keyring
     quotas: QuotaReader
+    shapes: ModelShapes
     server_url: str
     """Where replicas call back."""
     local_key: str

@@ -16,47 +16,72 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _DTYPE_BITS = {"float32": 32.0, "float16": 16.0, "bfloat16": 16.0, "float8_e4m3fn": 8.0}
-#: How a quantiser's list of what it passes over names whole attention blocks.
-_ATTENTION_NAME = re.compile(r"(self_attn|\.attn)[.*]*$")
+#: How a quantiser's list of what it passes over names attention blocks, or the projections in them, and their layer.
+_ATTENTION_NAME = re.compile(r"(?:\blayers\.(\d+)\b.*)?(?:self_attn|\.attn)(?:\.(?:q|k|v|o|qkv)_proj)?[.*]*$")
+#: Characters of such a name that are looked at: a hub's config may be anybody's.
+_NAME_LIMIT = 200
 #: One layer in so many sees everything, in models whose configs may leave it to transformers' defaults.
 _WINDOW_PATTERNS = {"gemma2": 2, "gemma3_text": 6, "gpt_oss": 2, "cohere2": 4}
 #: Of an element of a recurrent state, which vLLM keeps in float32.
 _STATE_BYTES = 4
-#: Largest config that is read, in bytes: real ones are a few kilobytes.
-_CONFIG_LIMIT = 4 * 1024 * 1024
+CONFIG, QUANTISATION, INDEX = "config.json", "hf_quant_config.json", "model.safetensors.index.json"
+#: The files of a model that say how large it is, and the most bytes of each that are read: real configs are a few
+#: kilobytes, the index of a mixture of hundreds of experts is some ten megabytes.
+TEXT_LIMITS: Mapping[str, int] = {CONFIG: 4 << 20, QUANTISATION: 4 << 20, INDEX: 64 << 20}
 
 
 def shape_from_folder(folder: Path) -> ModelShape:
     """Read a model folder: its config.json and, where the index is there, the bytes of its weights."""
-    config = folder / "config.json"
-    if not config.is_file():
+    if not (folder / CONFIG).is_file():
         ggufs = sorted(folder.glob("*.gguf"))
         if ggufs:
             return shape_from_gguf(ggufs[0])
         raise NotFound(f"no config.json in {folder}", code="unknown_model", param="model")
-    if config.stat().st_size > _CONFIG_LIMIT:
-        raise InvalidInput(f"{config} is too large for a config", code="bad_model_config", param="model")
-    raw = parse_config(config.read_text("utf-8", "replace"), str(config))
-    beside = folder / "hf_quant_config.json"
-    if "quantization_config" not in raw and beside.is_file() and beside.stat().st_size <= _CONFIG_LIMIT:
+    texts = {name: _text(folder / name, limit) for name, limit in TEXT_LIMITS.items()}
+    if texts[INDEX] is None:
+        files = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        texts[INDEX] = json.dumps({"metadata": {"total_size": files}})
+    return shape_from_texts(texts, name=str(folder))
+
+
+def _text(file: Path, limit: int) -> str | None:
+    if not file.is_file():
+        return None
+    if file.stat().st_size > limit:
+        raise InvalidInput(f"{file} is too large for what it is", code="bad_model_config", param="model")
+    return file.read_text("utf-8", "replace")
+
+
+def shape_from_texts(texts: Mapping[str, str | None], *, name: str) -> ModelShape:
+    """Read the files of a model that say how large it is.
+
+    Args:
+        texts: by the names of `TEXT_LIMITS`; None, or left out: the model has no such file. CONFIG must be there.
+        name: of the model, for errors.
+
+    Raises:
+        InvalidInput: what is there cannot be read, or a needed size is absent or absurd.
+    """
+    config = parse_config(texts[CONFIG] or "", f"{CONFIG} of {name}")
+    beside = texts.get(QUANTISATION)
+    if "quantization_config" not in config and beside is not None:
         # ModelOpt's own file, where the config does not repeat it.
-        raw["quantization_config"] = parse_config(beside.read_text("utf-8", "replace"), str(beside)).get(
-            "quantization"
-        )
-    shape = shape_from_config(raw, name=str(folder))
-    return replace(shape, stored_bytes=_indexed_bytes(folder))
+        config["quantization_config"] = parse_config(beside, f"{QUANTISATION} of {name}").get("quantization")
+    return _with_stored(shape_from_config(config, name=name), config, _indexed_bytes(texts.get(INDEX)))
 
 
-def _indexed_bytes(folder: Path) -> int | None:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file() and index.stat().st_size <= 16 * _CONFIG_LIMIT:
-        try:
-            size = json.loads(index.read_text("utf-8"))["metadata"]["total_size"]
-        except (ValueError, KeyError, TypeError):
-            return None
-        return int(size) if isinstance(size, (int, float)) and size > 0 else None
-    files = [file.stat().st_size for file in folder.glob("*.safetensors")]
-    return sum(files) or None
+def _with_stored(shape: ModelShape, config: Mapping[str, Any], stored_bytes: int | None) -> ModelShape:
+    text = _text_config(config)
+    is_cast = _dtype(config, text) == "float32" and shape.quantisation is None
+    return replace(shape, stored_bytes=None if is_cast else stored_bytes)
+
+
+def _indexed_bytes(index: str | None) -> int | None:
+    try:
+        size = json.loads(index or "{}")["metadata"]["total_size"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return int(size) if isinstance(size, (int, float)) and 0 < size < 1e15 else None
 
 
 def parse_config(text: str, where: str) -> dict[str, Any]:
@@ -100,9 +125,7 @@ def shape_from_config(config: Mapping[str, Any], *, name: str) -> ModelShape:
     Raises:
         InvalidInput: a needed size is absent or absurd.
     """
-    text = config.get("text_config") or config.get("llm_config") or config
-    if not isinstance(text, dict):
-        text = config
+    text = _text_config(config)
     c = _Config(text, name)
     pattern = _layer_kinds(c)
     layers = len(pattern) if pattern else c.number("num_hidden_layers", "n_layer")
@@ -110,9 +133,7 @@ def shape_from_config(config: Mapping[str, Any], *, name: str) -> ModelShape:
     if min(layers, hidden, heads) < 1:
         raise InvalidInput(f"the config of {name} has a size of 0", code="bad_model_config", param="model")
     ffn = c.number("intermediate_size", "n_inner", "ffn_dim", default=4 * hidden)
-    bits = _DTYPE_BITS.get(
-        str(text.get("torch_dtype") or text.get("dtype") or config.get("torch_dtype")), 16.0
-    )
+    bits = _DTYPE_BITS.get(_dtype(config, text), 16.0)
     architectures = [str(a) for a in config.get("architectures") or []]
     is_gemma = str(text.get("model_type", "")).startswith("gemma")
     shape = ModelShape(
@@ -135,6 +156,17 @@ def shape_from_config(config: Mapping[str, Any], *, name: str) -> ModelShape:
     )
     shape = _with_recurrence(_with_attention(_with_experts(shape, c), c), c, pattern)
     return _with_quantisation(shape, config.get("quantization_config") or text.get("quantization_config"))
+
+
+def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part about the language model, in a config of one that sees or hears, too."""
+    text = config.get("text_config") or config.get("llm_config")
+    return text if isinstance(text, dict) else config
+
+
+def _dtype(config: Mapping[str, Any], text: Mapping[str, Any]) -> str:
+    stated = (each.get(key) for each in (text, config) for key in ("torch_dtype", "dtype"))
+    return str(next((each for each in stated if each), None))
 
 
 def _generates(architecture: str) -> bool:
@@ -315,12 +347,13 @@ def _with_quantisation(shape: ModelShape, quantisation: object) -> ModelShape:
     if method == "bitsandbytes" and quantisation.get("load_in_8bit"):
         method = "int8"
     bits = _weight_bits(shape, method, quantisation)
-    if not _leaves_attention(quantisation):
-        return replace(shape, quantisation=method, weight_bits=bits, only_experts_quantised=method == "mxfp4")
-    if not shape.experts:
-        attention = shape.layers * shape.attention_params() / max(shape.dense_params(), 1)
-        bits = attention * shape.bits + (1 - attention) * bits
-    return replace(shape, quantisation=method, weight_bits=bits, only_experts_quantised=shape.experts > 0)
+    left = _attention_left(shape, quantisation)
+    if shape.experts:
+        only_experts = method == "mxfp4" or left > 0.5
+        return replace(shape, quantisation=method, weight_bits=bits, only_experts_quantised=only_experts)
+    attention = left * shape.layers * shape.attention_params() / max(shape.dense_params(), 1)
+    bits = attention * shape.bits + (1 - attention) * bits
+    return replace(shape, quantisation=method, weight_bits=bits)
 
 
 def _weight_bits(shape: ModelShape, method: str, quantisation: Mapping[str, Any]) -> float:
@@ -333,7 +366,7 @@ def _weight_bits(shape: ModelShape, method: str, quantisation: Mapping[str, Any]
             param="model",
         )
     stated = quantisation.get("bits")
-    if isinstance(stated, (int, float)) and method in {"awq", "gptq"} and stated:
+    if isinstance(stated, (int, float)) and method in {"awq", "gptq", "auto-round"} and stated:
         return float(stated) + 0.16
     if method == "compressed-tensors":
         return _compressed_bits(quantisation)
@@ -342,13 +375,17 @@ def _weight_bits(shape: ModelShape, method: str, quantisation: Mapping[str, Any]
     return bits
 
 
-def _leaves_attention(quantisation: Mapping[str, Any]) -> bool:
-    """Whether the layers' attention is left as it was, by the names that a quantiser was told to pass over."""
+def _attention_left(shape: ModelShape, quantisation: Mapping[str, Any]) -> float:
+    """Share of the layers whose attention is left as it was, by the names that a quantiser was told to pass over."""
+    layers: set[str] = set()
     for key in ("ignore", "modules_to_not_convert", "exclude_modules"):
         names = quantisation.get(key)
-        if isinstance(names, list) and any(_ATTENTION_NAME.search(str(name)) for name in names):
-            return True
-    return False
+        for name in names if isinstance(names, list) else ():
+            if found := _ATTENTION_NAME.search(str(name)[-_NAME_LIMIT:]):
+                if found[1] is None:  # a pattern: of all layers
+                    return 1.0
+                layers.add(found[1])
+    return min(len(layers) / max(shape.attention_layers, 1), 1.0)
 
 
 def _compressed_bits(quantisation: Mapping[str, Any]) -> float:

@@ -13,10 +13,13 @@ if TYPE_CHECKING:
 #: one fp16 scale and one 4-bit zero per 128 weights, mxfp4 one byte per 32 weights, nvfp4 one per 16, nf4 one fp32 per 64.
 QUANTISED_BITS: Mapping[str, float] = {
     "fp8": 8.0,
+    "fbgemm_fp8": 8.0,
+    "ptpc_fp8": 8.0,
     "compressed-tensors": 8.0,
     "modelopt": 8.0,
     "awq": 4.16,
     "gptq": 4.16,
+    "auto-round": 4.16,
     "mxfp4": 4.25,
     "nvfp4": 4.5,
     "bitsandbytes": 4.5,

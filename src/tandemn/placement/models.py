@@ -1,6 +1,6 @@
 """Find a model's shape by its name: a folder, a GGUF file, the table of well-known models, or a hub id.
 
-It reads the hub only through a callable that it is given. It leaves to `memory` what the sizes weigh on a GPU and to
+It does not ask the hub: its caller does, and gives what it said. It leaves to `memory` what the sizes weigh on a GPU and to
 `throughput` how fast they go.
 """
 
@@ -15,27 +15,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tandemn.errors import InvalidInput, NotFound
-from tandemn.placement.model_config import (
-    parse_config,
-    shape_from_config,
-    shape_from_folder,
-    shape_from_gguf,
-)
+from tandemn.placement.model_config import shape_from_folder, shape_from_gguf, shape_from_texts
 from tandemn.placement.model_shape import FOUR_BIT_FLOATS, QUANTISED_BITS, ModelShape
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
+
+
+def is_on_hub(model: str, *, may_be_file: bool = True) -> bool:
+    """Say whether only the hub can tell the sizes: no file, no folder, no row of the table, and a name as the hub's are."""
+    if may_be_file:
+        path = Path(model).expanduser()
+        if path.suffix.lower() == ".gguf" or path.is_dir():
+            return False
+    return "/" in model and _plain_name(model) not in known_models()
 
 
 def shape_of(
-    model: str, *, fetch: Callable[[str], str] | None = None, may_be_file: bool = True
+    model: str, *, texts: Mapping[str, str | None] | None = None, may_be_file: bool = True
 ) -> ModelShape:
     """Find the shape of `model`: a folder, a GGUF file, a name of the table, or a hub id.
 
     Args:
         model: as the user named it.
+        texts: files of the hub's (`shape_from_texts`), where the caller read them; they are believed before a
+            quantised copy is guessed from its name.
         may_be_file: whether it may name a file or folder of this machine's: not where another one's user named it.
-        fetch: returns the text of a hub model's `config.json`; without it only local files and the table are read.
 
     Raises:
         NotFound: no such folder, and the table has no such name (near names are suggested).
@@ -48,12 +53,15 @@ def shape_of(
         if path.is_dir():
             return shape_from_folder(path)
     known = known_models()
-    found = _in_table(model)
-    if found is not None:
-        return replace(found, name=model)
-    if fetch is not None and "/" in model:
-        return shape_from_config(parse_config(fetch(model), model), name=model)
-    near = difflib.get_close_matches(_plain_name(model), known, n=3, cutoff=0.5)
+    name = _plain_name(model)
+    if name in known:
+        return replace(known[name], name=model)
+    if texts is not None:
+        return shape_from_texts(texts, name=model)
+    copied = _quantised_copy(name)
+    if copied is not None:
+        return replace(copied, name=model)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(known[name].name for name in near)}?" if near else None
     raise NotFound(
         f"the sizes of model {model!r} are not known",
@@ -76,11 +84,8 @@ _SUFFIXES = {
 }
 
 
-def _in_table(model: str) -> ModelShape | None:
-    name = _plain_name(model)
+def _quantised_copy(name: str) -> ModelShape | None:
     known = known_models()
-    if name in known:
-        return known[name]
     for suffix, precision in _SUFFIXES.items():
         base = known.get(name.removesuffix(suffix)) if name.endswith(suffix) else None
         if base is not None:

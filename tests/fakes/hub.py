@@ -1,0 +1,98 @@
+"""A hub on loopback: files of models, as huggingface.co serves them (redirects and error headers included)."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+TOKEN = "hf_of_the_tests"
+#: The `config.json` of a model as large as Llama 3.1 8B.
+LLAMA_8B = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 131072,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 128256,
+}
+
+
+class FakeHub:
+    """What it serves may be changed while it runs.
+
+    Args:
+        models: by `OWNER/NAME`, files by their names.
+    """
+
+    def __init__(self, models: Mapping[str, Mapping[str, str]]) -> None:
+        self.models = {model: dict(files) for model, files in models.items()}
+        self.gated: set[str] = set()
+        """May be read with the token."""
+        self.renamed: dict[str, str] = {}
+        self.elsewhere: dict[str, str] = {}
+        """Models whose files another server has, by its URL."""
+        self.status = 200
+        """Another one: every answer is that."""
+        self.asked: list[tuple[str, str | None]] = []
+        """Paths, and the token that came with each."""
+        self.url = ""
+
+    def answer(self, path: str, token: str | None) -> tuple[int, Mapping[str, str], str]:
+        self.asked.append((path, token))
+        if self.status != 200:
+            return self.status, {}, "no"
+        model, _, name = path.strip("/").partition("/resolve/main/")
+        if model in self.renamed:
+            return 307, {"Location": path.replace(model, self.renamed[model])}, ""
+        if model in self.elsewhere:
+            return 302, {"Location": self.elsewhere[model] + path}, ""
+        if model not in self.models:
+            # Without a token nobody is told what is private.
+            return 404 if token else 401, {"X-Error-Code": "RepoNotFound"}, ""
+        if model in self.gated and token is None:
+            return 401, {"X-Error-Code": "GatedRepo"}, ""
+        if model in self.gated and token != TOKEN:
+            return 403, {"X-Error-Code": "GatedRepo"}, ""
+        if name not in self.models[model]:
+            return 404, {"X-Error-Code": "EntryNotFound"}, ""
+        return 200, {}, self.models[model][name]
+
+
+@contextmanager
+def hub(models: Mapping[str, Mapping[str, str]]) -> Iterator[FakeHub]:
+    fake = FakeHub(models)
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            key = self.headers["Authorization"]
+            status, headers, body = fake.answer(self.path, key.removeprefix("Bearer ") if key else None)
+            data = body.encode()
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    fake.url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield fake
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
