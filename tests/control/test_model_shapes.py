@@ -61,7 +61,8 @@ async def test_what_is_known_here_is_not_asked_for(tmp_path, fake, shapes):
 
 
 async def test_weights_are_as_large_as_the_index_says(fake, shapes):
-    fake.models["acme/tuned"]["model.safetensors.index.json"] = json.dumps({"metadata": {"total_size": 17e9}})
+    index = {"metadata": {"total_size": 17_000_000_000}, "weight_map": {"w" * 100_000: "a"}}
+    fake.models["acme/tuned"]["model.safetensors.index.json"] = json.dumps(index, indent=2)
     assert (await shapes.of("acme/tuned", may_be_file=True)).weight_bytes() == 17e9
 
 

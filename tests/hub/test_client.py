@@ -29,6 +29,16 @@ def client(tmp_path, fake):
     return made
 
 
+def downloaded(cache, name, text):
+    """Lay a file of acme/small where the hub's own client does."""
+    home = cache / "models--acme--small"
+    snapshot = home / "snapshots" / "0123456789abcdef"
+    snapshot.mkdir(parents=True)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text("0123456789abcdef")
+    (snapshot / name).write_text(text)
+
+
 async def test_files_are_read_and_the_first_one_is_needed(fake, client):
     assert await client().texts("acme/small", FILES) == {"config.json": "{}", "index.json": "[]"}
     assert await client().texts("acme/bare", FILES) == {"config.json": "{}", "index.json": None}
@@ -38,12 +48,11 @@ async def test_files_are_read_and_the_first_one_is_needed(fake, client):
     assert caught.value.code == "unknown_model"
 
 
-async def test_a_file_larger_than_its_limit_is_none_at_all(fake, client):
-    fake.models["acme/small"]["index.json"] = "x" * 100_000
-    assert (await client().texts("acme/small", FILES))["index.json"] is None
-    fake.models["acme/small"]["config.json"] = "x" * 100_000
-    with pytest.raises(NotFound):
-        await client().texts("acme/small", FILES)
+async def test_of_a_larger_file_the_beginning_is_read(tmp_path, fake, client):
+    fake.models["acme/small"]["index.json"] = "x" * 5_000_000
+    assert (await client().texts("acme/small", FILES))["index.json"] == "x" * 1000
+    downloaded(tmp_path, "config.json", "y" * 5000)
+    assert (await client().texts("acme/small", FILES))["config.json"] == "y" * 1000
 
 
 async def test_a_model_that_is_not_there_or_private(client):
@@ -92,12 +101,7 @@ async def test_nothing_is_asked_where_nothing_may_be(fake, client):
 
 
 async def test_what_lies_on_this_machine_is_not_asked_for(tmp_path, fake, client):
-    home = tmp_path / "models--acme--small"
-    snapshot = home / "snapshots" / "0123456789abcdef"
-    snapshot.mkdir(parents=True)
-    (home / "refs").mkdir()
-    (home / "refs" / "main").write_text("0123456789abcdef")
-    (snapshot / "config.json").write_text('{"here": 1}')
+    downloaded(tmp_path, "config.json", '{"here": 1}')
     for is_offline in (True, False):
         texts = await client(is_offline=is_offline).texts("acme/small", FILES)
         assert texts == {"config.json": '{"here": 1}', "index.json": None}

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: How long one file may take, in seconds.
 FILE_S = 20.0
+#: How long a connection to it may take.
+CONNECT_S = 5.0
 _BLOCK = 1 << 16
 
 
@@ -45,11 +47,11 @@ class Hub:
 
         Args:
             model: `OWNER/NAME`.
-            names: of the files, and the most bytes of each that are read. The first one decides whether the model
+            names: of the files, and how many bytes of each are read at most. The first one decides whether the model
                 is there; each of the others may be missing.
 
         Returns:
-            The texts by name; None: the model has no such file, or a larger one.
+            The texts by name, cut where they are longer; None: the model has no such file.
 
         Raises:
             NotFound: there is no such model or first file, it may not be read, or the hub may not be asked
@@ -65,7 +67,9 @@ class Hub:
         if self._is_offline:
             raise _unknown(model, "the hub may not be asked (HF_HUB_OFFLINE)")
         async with aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=FILE_S), trust_env=True, headers=self._headers()
+            timeout=aiohttp.ClientTimeout(total=FILE_S, sock_connect=CONNECT_S),
+            trust_env=True,
+            headers=self._headers(),
         ) as session:
             text = await self._get(session, model, first, names[first])
             if text is None:
@@ -80,12 +84,7 @@ class Hub:
         if found[next(iter(names))] is None:
             return None
         try:
-            return {
-                name: file.read_text("utf-8", "replace")
-                if file and file.stat().st_size <= names[name]
-                else None
-                for name, file in found.items()
-            }
+            return {name: None if file is None else _cut(file, names[name]) for name, file in found.items()}
         except OSError:  # removed meanwhile
             return None
 
@@ -104,7 +103,7 @@ class Hub:
         try:
             async with session.get(f"{self.endpoint}/{model}/resolve/main/{name}") as response:
                 if response.status == 200:
-                    return await _bounded(response, limit)
+                    return await _beginning(response, limit)
                 if (refusal := self._refusal(response, model)) is not None:
                     raise refusal
                 if response.status == 404:
@@ -132,14 +131,19 @@ class Hub:
         return None
 
 
-async def _bounded(response: aiohttp.ClientResponse, limit: int) -> str | None:
-    """The text of an answer; None: it is larger."""
+def _cut(file: Path, limit: int) -> str:
+    with file.open("rb") as stream:
+        return stream.read(limit).decode("utf-8", "replace")
+
+
+async def _beginning(response: aiohttp.ClientResponse, limit: int) -> str:
     content = bytearray()
     async for block in response.content.iter_chunked(_BLOCK):
         content += block
-        if len(content) > limit:
-            return None
-    return content.decode("utf-8", "replace")
+        if len(content) >= limit:
+            response.close()  # the rest is not waited for
+            break
+    return content[:limit].decode("utf-8", "replace")
 
 
 def _unknown(model: str, why: str, *, next_step: str | None = None) -> NotFound:

@@ -25,9 +25,10 @@ _WINDOW_PATTERNS = {"gemma2": 2, "gemma3_text": 6, "gpt_oss": 2, "cohere2": 4}
 #: Of an element of a recurrent state, which vLLM keeps in float32.
 _STATE_BYTES = 4
 CONFIG, QUANTISATION, INDEX = "config.json", "hf_quant_config.json", "model.safetensors.index.json"
-#: The files of a model that say how large it is, and the most bytes of each that are read: real configs are a few
-#: kilobytes, the index of a mixture of hundreds of experts is some ten megabytes.
-TEXT_LIMITS: Mapping[str, int] = {CONFIG: 4 << 20, QUANTISATION: 4 << 20, INDEX: 64 << 20}
+#: The files of a model that say how large it is, and how many bytes of each are read at most: real configs are a few
+#: kilobytes; the index of a mixture of hundreds of experts is ten megabytes, but begins with what is wanted of it.
+TEXT_LIMITS: Mapping[str, int] = {CONFIG: 4 << 20, QUANTISATION: 4 << 20, INDEX: 16 << 10}
+_TOTAL_SIZE = re.compile(r'"metadata"\s*:\s*\{[^{}]*"total_size"\s*:\s*(\d{1,15})\b')
 
 
 def shape_from_folder(folder: Path) -> ModelShape:
@@ -47,16 +48,16 @@ def shape_from_folder(folder: Path) -> ModelShape:
 def _text(file: Path, limit: int) -> str | None:
     if not file.is_file():
         return None
-    if file.stat().st_size > limit:
-        raise InvalidInput(f"{file} is too large for what it is", code="bad_model_config", param="model")
-    return file.read_text("utf-8", "replace")
+    with file.open("rb") as stream:
+        return stream.read(limit).decode("utf-8", "replace")
 
 
 def shape_from_texts(texts: Mapping[str, str | None], *, name: str) -> ModelShape:
     """Read the files of a model that say how large it is.
 
     Args:
-        texts: by the names of `TEXT_LIMITS`; None, or left out: the model has no such file. CONFIG must be there.
+        texts: by the names of `TEXT_LIMITS`, cut there; None, or left out: the model has no such file. CONFIG must be
+            there.
         name: of the model, for errors.
 
     Raises:
@@ -67,7 +68,7 @@ def shape_from_texts(texts: Mapping[str, str | None], *, name: str) -> ModelShap
     if "quantization_config" not in config and beside is not None:
         # ModelOpt's own file, where the config does not repeat it.
         config["quantization_config"] = parse_config(beside, f"{QUANTISATION} of {name}").get("quantization")
-    return _with_stored(shape_from_config(config, name=name), config, _indexed_bytes(texts.get(INDEX)))
+    return _with_stored(shape_from_config(config, name=name), config, _indexed_bytes(texts.get(INDEX) or ""))
 
 
 def _with_stored(shape: ModelShape, config: Mapping[str, Any], stored_bytes: int | None) -> ModelShape:
@@ -76,12 +77,9 @@ def _with_stored(shape: ModelShape, config: Mapping[str, Any], stored_bytes: int
     return replace(shape, stored_bytes=None if is_cast else stored_bytes)
 
 
-def _indexed_bytes(index: str | None) -> int | None:
-    try:
-        size = json.loads(index or "{}")["metadata"]["total_size"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return int(size) if isinstance(size, (int, float)) and 0 < size < 1e15 else None
+def _indexed_bytes(index: str) -> int | None:
+    found = _TOTAL_SIZE.search(index)
+    return int(found[1]) or None if found else None
 
 
 def parse_config(text: str, where: str) -> dict[str, Any]:
