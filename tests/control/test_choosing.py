@@ -27,17 +27,10 @@ def quota_in_use():
         yield Wired(session, url)
 
 
-async def submitted(plane, owner):
+async def submitted(plane, owner, **wanted):
     job_id = await plane.new_job(owner)
-    spec = JobSpec(
-        model="Qwen/Qwen3-0.6B",
-        input_file_id="f",
-        slo_s=4 * 3600,
-        cloud="aws",
-        gpu="L4",
-        region="us-east-1",
-        on_demand=True,
-    )
+    asked = {"model": "Qwen/Qwen3-0.6B", "slo_s": 4 * 3600, "cloud": "aws", "gpu": "L4", "on_demand": True}
+    spec = JobSpec(**{"input_file_id": "f", "region": "us-east-1"} | asked | wanted)
     values = {"spec": spec.model_dump(mode="json"), "model": spec.model, "cloud": "aws", "requests": 2000}
     statistics = {"prompt_chars": LENGTHS, "output_limits": LIMITED}
     deadline = plane.services.clock.now() + spec.slo_s
@@ -69,3 +62,19 @@ async def test_a_quota_that_other_jobs_use_is_no_reason_to_refuse_one(tmp_path, 
         chosen = await choose_in_cloud(services, job, EngineName.VLLM, clock.now())
         assert chosen.groups[0]["config"]["gpu"] == "L4"
         assert "waits for its share of the quota" in chosen.reason
+
+
+async def test_a_budget_is_kept_where_there_is_no_plan_too(tmp_path):
+    async with served(tmp_path) as plane:
+        now = plane.services.clock.now()
+
+        async def chosen(**wanted):
+            job = await submitted(plane, "bob", model="nobody/knows", **wanted)
+            return await choose_in_cloud(plane.services, job, EngineName.VLLM, now)
+
+        priced = await chosen(budget_usd="10")
+        assert priced.usd_per_hour is not None
+        assert (await chosen(gpu="NEW-GPU")).usd_per_hour is None
+        with pytest.raises(Infeasible, match="the price of something in this plan is not known"):
+            await chosen(gpu="NEW-GPU", budget_usd="10")
+        assert (await chosen(gpu="NEW-GPU", budget_usd="10", force=True)).usd_per_hour is None

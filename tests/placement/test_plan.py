@@ -141,6 +141,27 @@ def test_a_deadline_that_cannot_be_met_names_the_nearest():
     assert plan(hours=hours * 1.03).best.meets_deadline
 
 
+@pytest.mark.parametrize("replicas", [1, 2, 5])
+def test_the_nearest_deadline_is_that_of_the_replicas_that_were_asked_for(replicas):
+    wish = {"offers": [offer(0.3)], "gpu": "L4", "replicas": replicas}
+    with pytest.raises(Infeasible, match=r"a deadline of [\d.]+ h") as failed:
+        plan(hours=0.2, **wish)
+    hours = float(str(failed.value.next_step).split("a deadline of ")[1].split(" h")[0])
+    assert plan(hours=hours * 1.03, **wish).best.meets_deadline
+    with pytest.raises(Infeasible):
+        plan(hours=hours * 0.95, **wish)
+
+
+def test_the_quota_that_would_do_is_that_of_the_replicas_that_were_asked_for():
+    wish = {"offers": [offer(0.3)], "gpu": "L4", "replicas": 6, "hours": 48}
+    with pytest.raises(Infeasible, match="vCPUs of spot G quota in r1") as failed:
+        plan(quota={("r1", "G", "spot"): 4}, **wish)
+    needed = int(str(failed.value.next_step).split(" instead of ")[0].rsplit(" ", 1)[1])
+    assert plan(quota={("r1", "G", "spot"): needed}, **wish).best.parts[0].replicas == 6
+    with pytest.raises(Infeasible):
+        plan(quota={("r1", "G", "spot"): needed - 1}, **wish)
+
+
 def test_force_plans_what_is_late_and_says_so():
     made = plan(offers=[offer(0.3)], quota={("r1", "G", "spot"): 4}, hours=0.5, force=True)
     assert "missed" in made.warnings[0]

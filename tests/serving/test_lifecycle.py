@@ -80,9 +80,16 @@ def test_a_delete_that_fails_is_tried_again_for_ever_and_reported():
 def test_a_create_that_cannot_succeed_fails_at_once(error):
     backend = lifecycle.failed(lifecycle.intended(NEW, Action.ENSURE), Action.ENSURE, error, 0.0)
     assert (backend.state, backend.code) == (BackendState.FAILED, error.code)
-    assert decide(backend) is Action.NOTHING
+    # What it left half made is removed, and then nothing is done any more.
+    assert decide(backend) is Action.DELETE
     assert decide(backend, is_deleting=True) is Action.DELETE
-    assert lifecycle.intended(backend, Action.DELETE).state is BackendState.DELETING
+    going = lifecycle.intended(backend, Action.DELETE)
+    assert going.state is BackendState.DELETING
+    gone = lifecycle.deleted(going, 0.0, is_gone=True)
+    assert (gone.reason, gone.code, decide(gone)) == (str(error), error.code, Action.NOTHING)
+    assert decide(replace(NEW, state=BackendState.FAILED)) is Action.NOTHING, (
+        "of what was never tried nothing is left"
+    )
 
 
 def test_a_passing_fault_is_waited_out_a_bounded_number_of_times():
@@ -104,6 +111,24 @@ def test_what_does_not_start_is_deleted_and_its_reason_kept():
     gone = lifecycle.deleted(going, 0.0, is_gone=True)
     assert (gone.state, gone.reason) == (BackendState.DELETED, "no memory")
     assert lifecycle.deployment_state([gone], ROUTER, is_deleting=False) is DeploymentState.FAILED
+
+
+def test_a_delete_of_what_did_not_start_is_repeated_whatever_it_fails_of():
+    backend = replace(MADE, state=BackendState.FAILED, code=lifecycle.STARTUP_FAILED, reason="no memory")
+    for error in (PASSING, InvalidInput("expired", code="provider_credentials")):
+        backend = lifecycle.failed(lifecycle.intended(backend, Action.DELETE), Action.DELETE, error, 0.0)
+        assert (backend.code, backend.reason) == (lifecycle.STARTUP_FAILED, str(error))
+        assert decide(backend) is Action.DELETE
+        assert decide(lifecycle.replanned(backend, PLAN)) is Action.ENSURE
+
+
+def test_an_update_that_does_not_start_takes_nothing_from_what_serves():
+    wanted = lifecycle.replanned(SERVES, replace(PLAN, request={"timeout": 5}))
+    refused = lifecycle.failed(wanted, Action.ENSURE, Broken("no image", code=lifecycle.STARTUP_FAILED), 0.0)
+    assert (refused.state, decide(refused)) == (BackendState.IDLE, Action.ENSURE)
+    assert lifecycle.deployment_state([refused], ROUTER, is_deleting=False) is DeploymentState.DEGRADED
+    again = lifecycle.replanned(refused, PLAN)
+    assert (again.state, decide(again)) == (BackendState.IDLE, Action.ENSURE)
 
 
 def test_a_look_that_fails_says_nothing_about_the_backend():

@@ -12,6 +12,7 @@ from tandemn.control.planning import needs_of, offers_on, submit_counts, weighed
 from tandemn.control.store import replicas
 from tandemn.errors import Infeasible, InvalidInput, NotFound, Retryable
 from tandemn.fleet.engines.engine import EngineName
+from tandemn.ledger import budget
 from tandemn.placement.catalog.gpus import gpu_named
 from tandemn.protocol.jobs import ReplicaConfig
 from tandemn.protocol.replicas import Market
@@ -102,7 +103,11 @@ async def choose_in_cloud(services: Services, job: JobRecord, engine: EngineName
 
 
 def _as_named(services: Services, job: JobRecord, now: float) -> Chosen:
-    """Take the GPU that the user named, in the number named, or one."""
+    """Take the GPU that the user named, in the number named, or one.
+
+    Raises:
+        Infeasible: there is a budget, and no price by which it could be kept.
+    """
     spec = job.spec
     count = spec.replicas or 1
     config = ReplicaConfig(
@@ -113,6 +118,8 @@ def _as_named(services: Services, job: JobRecord, now: float) -> Chosen:
         region=spec.region,
     )
     price = services.launchers[job.cloud or ANY].price(config, now)
+    if not spec.force:
+        budget.check_prices([None if price is None else price.usd_per_hour], budget_usd=spec.budget_usd)
     return Chosen(
         groups=[{"config": config.model_dump(mode="json"), "wanted": count, "fallbacks": []}],
         requests_per_s=None,

@@ -9,7 +9,6 @@ from tandemn.control.log_stream import FOLLOW_LINES, FOLLOW_S, after
 from tandemn.control.store import deployments
 from tandemn.control.store.parts import ROUTER
 from tandemn.errors import NotFound, TandemnError
-from tandemn.protocol.deployments import DeploymentState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -55,7 +54,7 @@ async def _stream(
             for line in lines[-tail:] if is_first and tail else [] if is_first else after(seen[name], lines):
                 yield f"{name} {line}\n".encode()
             seen[name] = lines
-        if not follow or record.state is DeploymentState.DELETED:
+        if not follow or record.state.has_ended:
             return
         await asyncio.sleep(FOLLOW_S)
         record = await services.database.run(deployments.get, record.service_name)

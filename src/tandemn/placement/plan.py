@@ -306,7 +306,9 @@ def _infeasible(
     quota: Mapping[QuotaKey, int],
     wish: Wish,
 ) -> Infeasible:
-    remedy: Remedy = find_remedy(shape, workload, deadline_s, candidates, quota, gpu=wish.gpu)
+    remedy: Remedy = find_remedy(
+        shape, workload, deadline_s, candidates, quota, gpu=wish.gpu, replicas=wish.replicas
+    )
     if not candidates:
         reason = rejected[0].reason if rejected else "nothing of that kind is offered"
         asked = f" on {wish.gpu}" if wish.gpu else ""

@@ -54,13 +54,14 @@ def find_remedy(
     quota: Mapping[QuotaKey, int],
     *,
     gpu: str | None = None,
+    replicas: int | None = None,
 ) -> Remedy:
-    """Look for the nearest change that makes the job feasible; `gpu` is what the user asked for."""
+    """Look for the nearest change that makes the job feasible; `gpu` and `replicas` are what the user asked for."""
     if not candidates:
         return Remedy(layout=smallest_layout(shape, max(workload.context, MIN_CONTEXT), gpu))
     return Remedy(
-        deadline_s=_nearest_deadline(candidates, workload, deadline_s, quota),
-        quota=_nearest_quota(candidates, workload, deadline_s, quota),
+        deadline_s=_nearest_deadline(candidates, workload, deadline_s, quota, replicas),
+        quota=_nearest_quota(candidates, workload, deadline_s, quota, replicas),
     )
 
 
@@ -79,9 +80,15 @@ def smallest_layout(shape: ModelShape, context: int, gpu: str | None = None) -> 
 
 
 def _nearest_deadline(
-    candidates: Sequence[Candidate], workload: Workload, deadline_s: float, quota: Mapping[QuotaKey, int]
+    candidates: Sequence[Candidate],
+    workload: Workload,
+    deadline_s: float,
+    quota: Mapping[QuotaKey, int],
+    replicas: int | None,
 ) -> float | None:
     def feasible(deadline: float) -> bool:
+        if replicas is not None:
+            return any(_does(each, workload, deadline, quota, replicas) for each in candidates)
         units = [unit_of(candidate, deadline) for candidate in candidates]
         return solve(units, workload.requests, quota) is not None
 
@@ -97,8 +104,27 @@ def _nearest_deadline(
     return high
 
 
+def _units(candidate: Candidate, replicas: int) -> int:
+    """Machines, or groups of them, that hold so many replicas."""
+    return -(-replicas // candidate.replicas)
+
+
+def _does(
+    candidate: Candidate, workload: Workload, deadline_s: float, quota: Mapping[QuotaKey, int], replicas: int
+) -> bool:
+    """Whether so many replicas of one kind are in time, and within quota."""
+    units, key = _units(candidate, replicas), candidate.quota_key
+    if key is not None and key in quota and units * candidate.vcpus > quota[key]:
+        return False
+    return units * unit_of(candidate, deadline_s).capacity >= workload.requests
+
+
 def _nearest_quota(
-    candidates: Sequence[Candidate], workload: Workload, deadline_s: float, quota: Mapping[QuotaKey, int]
+    candidates: Sequence[Candidate],
+    workload: Workload,
+    deadline_s: float,
+    quota: Mapping[QuotaKey, int],
+    replicas: int | None,
 ) -> tuple[QuotaKey, int, int] | None:
     best: tuple[int, QuotaKey, int] | None = None
     for candidate in candidates:
@@ -106,7 +132,12 @@ def _nearest_quota(
         capacity = unit_of(candidate, deadline_s).capacity
         if key is None or key not in quota or capacity <= 0:
             continue
-        needed = math.ceil(workload.requests / capacity) * candidate.vcpus
+        units = math.ceil(workload.requests / capacity)
+        if replicas is not None:
+            if units > _units(candidate, replicas):
+                continue  # so many are too slow, quota or not
+            units = _units(candidate, replicas)
+        needed = units * candidate.vcpus
         more = needed - quota[key]
         if best is None or (more, key) < best[:2]:
             best = (more, key, needed)

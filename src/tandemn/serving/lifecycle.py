@@ -3,7 +3,7 @@
 What to do next with a part, and what an answer means:
 
     planned -> creating -> provisioning | idle | ready      as the provider says
-    any     -> failed                                       the create cannot succeed as it is
+    any     -> failed -> deleting                           the create cannot succeed as it is; what it left is removed
     any     -> deleting -> deleted                          deleted only on the provider's word
 
 Names are deterministic and every remote call may be repeated, so that whatever a crash left half done is the same
@@ -92,12 +92,18 @@ def decide(part: Part[PlanT], *, is_deleting: bool, now: float) -> Action:
     """Say what to do with a part now."""
     if part.state is BackendState.DELETED or now < part.not_before:
         return Action.NOTHING
-    if is_deleting or part.code == STARTUP_FAILED:
+    if is_deleting or part.state is BackendState.DELETING or _has_not_started(part):
         # What did not start may bill all the same.
         return Action.DELETE
     if part.state is BackendState.FAILED and not part.is_ensured:
-        return Action.NOTHING
+        # So may what a create left that was refused, or not answered, in the end.
+        return Action.DELETE if part.is_tried else Action.NOTHING
     return Action.LOOK if part.is_ensured else Action.ENSURE
+
+
+def _has_not_started(part: Part[PlanT]) -> bool:
+    """Whether it is over because it did not start. An update that does not start is refused: what was there before serves on."""
+    return part.code == STARTUP_FAILED and part.state not in SERVING
 
 
 def intended(part: Part[PlanT], action: Action) -> Part[PlanT]:
@@ -199,7 +205,9 @@ def failed(part: Part[PlanT], action: Action, error: TandemnError, now: float) -
     """The provider refused. A delete is tried again for ever: what may exist may bill."""
     failures = part.failures + 1
     wait = min(BACKOFF_S * 2 ** min(failures - 1, 10), LONGEST_BACKOFF_S)
-    after = replace(part, reason=str(error), code=error.code, failures=failures, not_before=now + wait)
+    # What it failed of says more of it than why it cannot be deleted yet.
+    code = STARTUP_FAILED if action is Action.DELETE and part.code == STARTUP_FAILED else error.code
+    after = replace(part, reason=str(error), code=code, failures=failures, not_before=now + wait)
     if action is not Action.ENSURE:
         # Not being able to look, or to delete, says nothing about the part itself.
         return after
@@ -214,7 +222,11 @@ def failed(part: Part[PlanT], action: Action, error: TandemnError, now: float) -
 
 def replanned(part: Part[PlanT], plan: PlanT) -> Part[PlanT]:
     """Take a new plan in place, or try a failed one again; what serves goes on serving."""
-    is_over = part.code == STARTUP_FAILED or part.state in {BackendState.FAILED, BackendState.DELETED}
+    is_over = _has_not_started(part) or part.state in {
+        BackendState.FAILED,
+        BackendState.DELETING,
+        BackendState.DELETED,
+    }
     if plan == part.plan and not is_over:
         return part
     return replace(
