@@ -11,9 +11,10 @@ from tandemn.clock import MockClock
 from tandemn.control import names
 from tandemn.control.reconcilers.retention import LEFT_OVER_S, sweep
 from tandemn.control.retention import DAY_S, expires_at, kept_since
-from tandemn.control.store import events, files, jobs
+from tandemn.control.store import events, files, jobs, replicas
 from tandemn.control.store.records import FileRecord
-from tandemn.protocol.jobs import JobState
+from tandemn.fleet.launchers.skypilot import log_path
+from tandemn.protocol.jobs import JobState, ReplicaConfig
 
 
 @pytest.fixture
@@ -95,10 +96,25 @@ async def test_what_is_left_of_an_ended_job_goes(plane):
     await plane.services.objects.put(chunk, b"{}\n")
     now = plane.services.clock.now()
     await plane.services.database.run(jobs.change, job_id, state=JobState.FAILED.value, ended_at=now)
+    [replica_id] = await plane.services.database.run(
+        replicas.request,
+        job_id,
+        group=0,
+        config=ReplicaConfig(gpu="L4"),
+        launcher="aws",
+        count=1,
+        now=now,
+        reason="test",
+    )
+    log = log_path(plane.services.settings.home_path, replica_id)
+    log.parent.mkdir(parents=True)
+    log.write_text("what users may have asked\n")
     await sweep(later(plane, 29))
     assert chunk in await stored(plane)
+    assert log.exists()
     await sweep(later(plane, 31))
     assert await stored(plane) == set()
+    assert not log.exists()
     status, answer = await plane.call("GET", f"/api/jobs/{job_id}/output?partial=true")
     assert (status, answer["error"]["code"]) == (404, "output_deleted")
     assert await sweep(later(plane, 32)) == 0

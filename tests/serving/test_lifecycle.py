@@ -113,6 +113,17 @@ def test_what_does_not_start_is_deleted_and_its_reason_kept():
     assert lifecycle.deployment_state([gone], ROUTER, is_deleting=False) is DeploymentState.FAILED
 
 
+def test_the_end_of_its_log_stays_with_what_did_not_start():
+    backend = replace(MADE, state=BackendState.FAILED, reason="the workers are unhealthy")
+    lines = [*(f"line {number}" for number in range(100)), "  CUDA out of memory  ", ""]
+    told = lifecycle.with_last_words(backend, lines).reason
+    assert (
+        told == "the workers are unhealthy; its last words: line 97 | line 98 | line 99 | CUDA out of memory"
+    )
+    assert lifecycle.with_last_words(backend, []) == backend
+    assert len(lifecycle.with_last_words(backend, ["x" * 10_000]).reason) < 1000
+
+
 def test_a_delete_of_what_did_not_start_is_repeated_whatever_it_fails_of():
     backend = replace(MADE, state=BackendState.FAILED, code=lifecycle.STARTUP_FAILED, reason="no memory")
     for error in (PASSING, InvalidInput("expired", code="provider_credentials")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -107,11 +108,13 @@ def spec_of(
     if engine_args:
         fields["engine_args"] = tuple(engine_args)
     policy = _policy(flags["scaling_policy"]) if flags.get("scaling_policy") is not None else None
-    concurrency, is_warm = flags.get("concurrency"), bool(flags.get("no_scale_to_zero"))
-    if current is not None:
-        return updated_spec(current, fields, policy=policy, concurrency=concurrency, no_scale_to_zero=is_warm)
-    return spec_from_flags(
-        fields, policy=policy, concurrency=concurrency, no_scale_to_zero=is_warm, cloud=flags.get("cloud")
+    made = spec_from_flags if current is None else partial(updated_spec, current)
+    return made(
+        fields,
+        policy=policy,
+        concurrency=flags.get("concurrency"),
+        no_scale_to_zero=bool(flags.get("no_scale_to_zero")),
+        cloud=flags.get("cloud"),
     )
 
 

@@ -97,7 +97,7 @@ async def choose_in_cloud(services: Services, job: JobRecord, engine: EngineName
         start_s=first.start_s,
         cost_usd=planned.best.expected_usd,
         usd_per_hour=planned.best.usd_per_hour,
-        reason=planned.best.reason + reason,
+        reason="; ".join((planned.best.reason + reason, *needs.warnings, *planned.warnings)),
         koi=koi,
     )
 

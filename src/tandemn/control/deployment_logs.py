@@ -69,6 +69,6 @@ async def _log(services: Services, record: DeploymentRecord, name: str, lines: i
         return list(await (await services.providers.host(router.plan.host)).logs(router.remote, lines))
     backend = next(each.part for each in record.backends if each.part.name == name)
     if backend.remote is None:
-        return ["(it does not exist)"]
+        return [f"(it does not exist: {backend.reason})" if backend.reason else "(it does not exist)"]
     provider = await services.providers.provider(backend.plan.provider, record.spec)
     return list(await provider.logs(backend.remote, lines)) or [_NO_LOG]

@@ -270,7 +270,8 @@ def _view(
                 price_usd_per_hour=each.usd_per_hour,
                 price_source=each.price_source or None,
                 least_replicas=spec.scaling.spot.min_replicas if name == SPOT else 0,
-                most_replicas=spec.scaling.spot.max_replicas if name == SPOT else each.most_replicas,
+                most_replicas=each.most_replicas
+                or (spec.scaling.spot.max_replicas if name == SPOT else None),
                 reason=choice.reason if name == SERVERLESS and choice is not None else None,
             )
             for name, each in plans.backends.items()

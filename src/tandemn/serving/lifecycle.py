@@ -45,6 +45,9 @@ FAILED_LOOKS = 20
 #: Its code from then on.
 STARTUP_FAILED = "startup_failed"
 
+#: Lines of its log that are kept of what did not start, and characters of them.
+LAST_WORDS, LAST_CHARACTERS = 5, 600
+
 #: What an update can change in place, by field of the spec; the rest makes it another deployment.
 CHANGEABLE = frozenset({"budget_usd", "scaling", "max_model_len", "workers_max", "spot_ttft_limit"})
 
@@ -174,6 +177,16 @@ def looked(part: Part[PlanT], status: BackendStatus, now: float) -> Part[PlanT]:
         code=STARTUP_FAILED if failures >= FAILED_LOOKS else None,
         failures=failures,
         not_before=now + wait,
+    )
+
+
+def with_last_words(part: Part[PlanT], lines: Sequence[str]) -> Part[PlanT]:
+    """Keep the end of its log with the reason why it did not start."""
+    words = " | ".join(line.strip() for line in lines[-LAST_WORDS:] if line.strip())[-LAST_CHARACTERS:]
+    return (
+        replace(part, reason=f"{part.reason or 'it did not start'}; its last words: {words}")
+        if words
+        else part
     )
 
 

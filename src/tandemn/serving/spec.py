@@ -66,6 +66,7 @@ def updated_spec(
     policy: PolicyFile | None = None,
     concurrency: int | None = None,
     no_scale_to_zero: bool = False,
+    cloud: str | None = None,
 ) -> DeploymentSpec:
     """Change what the flags name of a deployment's spec; the rest stays as it is.
 
@@ -75,11 +76,12 @@ def updated_spec(
         policy: the file of `--scaling-policy`: its keys are changed, the others stay.
         concurrency: `--concurrency`.
         no_scale_to_zero: `--no-scale-to-zero`.
+        cloud: `--cloud`: where spot runs.
 
     Raises:
         InvalidInput: a flag has a value that it cannot take, or two contradict each other.
     """
-    given = {name: value for name, value in flags.items() if value is not None}
+    given = {name: value for name, value in {"spots_cloud": cloud, **flags}.items() if value is not None}
     scaling = layered(
         policy, over=current.scaling, concurrency=concurrency, no_scale_to_zero=no_scale_to_zero
     )

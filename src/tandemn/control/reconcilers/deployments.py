@@ -7,7 +7,7 @@ given another table.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ from tandemn.protocol.deployments import BackendState
 from tandemn.serving import lifecycle
 from tandemn.serving.keyring import KeyUse
 from tandemn.serving.lifecycle import Action, Part
-from tandemn.serving.providers.provider import BackendPlan, BackendStatus, ReplicaSeen, Secrets
+from tandemn.serving.providers.provider import BackendPlan, BackendStatus, Remote, ReplicaSeen, Secrets
 from tandemn.serving.router_host import RouterPlan, RouterSetup
 from tandemn.serving.routing_table import digest, is_routed, routing_table
 
@@ -132,7 +132,18 @@ async def _act_on_backend(
             return lifecycle.deleted(part, hands.clock.now(), is_gone=is_gone)
         case _:
             assert part.remote is not None, "only what the provider took is looked at"
-            return lifecycle.looked(part, await provider.status(part.remote), hands.clock.now())
+            after = lifecycle.looked(part, await provider.status(part.remote), hands.clock.now())
+            if after.code == lifecycle.STARTUP_FAILED:
+                return lifecycle.with_last_words(after, await _last_words(provider, part.remote))
+            return after
+
+
+async def _last_words(provider: Provider, remote: Remote) -> Sequence[str]:
+    """Read the end of a backend's log before it is deleted: then nobody has it any more."""
+    try:
+        return await provider.logs(remote, lifecycle.LAST_WORDS)
+    except TandemnError:
+        return []  # what it failed of is known without it
 
 
 async def _act_on_router(

@@ -9,8 +9,9 @@ import structlog
 
 from tandemn.control import names, series
 from tandemn.control.retention import DAY_S, kept_since
-from tandemn.control.store import files, jobs, samples
+from tandemn.control.store import files, jobs, replicas, samples
 from tandemn.errors import Conflict, NotFound, Superseded, TandemnError
+from tandemn.fleet.launchers.skypilot import log_path
 
 if TYPE_CHECKING:
     from tandemn.control.services import Services
@@ -68,6 +69,9 @@ async def sweep(services: Services) -> int:
     if since is not None:
         for job_id in await run(jobs.unpurged, ended_before=since, limit=AT_A_TIME):
             await services.objects.delete_prefix(names.job_folder(job_id))
+            for each in await run(replicas.of_job, job_id):
+                log = log_path(services.settings.home_path, each.replica_id)
+                await asyncio.to_thread(log.unlink, missing_ok=True)
             await run(jobs.change, job_id, purged_at=now)
             removed += 1
     kept_days = min(series.KEPT_DAYS, services.settings.retention_days or series.KEPT_DAYS)

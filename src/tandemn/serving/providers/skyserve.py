@@ -32,7 +32,7 @@ from tandemn.serving.providers.provider import (
     remote_name,
 )
 from tandemn.serving.providers.sky_calls import REQUESTS_READ, SkyCalls
-from tandemn.serving.providers.skyserve_service import service_task
+from tandemn.serving.providers.skyserve_service import service_task, spare_replicas
 from tandemn.skypilot.clouds import enabled_clouds
 from tandemn.skypilot.environment import SkyPilot, member, task
 
@@ -109,11 +109,16 @@ class SkyServe:
 
     def plan(self, spec: DeploymentSpec) -> BackendPlan:
         spot, on_demand = self._cheapest(spec, Market.SPOT), self._cheapest(spec, Market.ON_DEMAND)
-        scaling = spec.scaling.spot
-        warnings: tuple[str, ...] = ()
+        scaling, spare = spec.scaling.spot, spare_replicas(spec.scaling.spot)
+        warnings = []
         if scaling.max_replicas * scaling.target_qps > BALANCER_RPS:
-            warnings = (
-                f"SkyServe's balancer passes on about {BALANCER_RPS} requests a second: beyond that they go serverless",
+            warnings.append(
+                f"SkyServe's balancer passes on about {BALANCER_RPS} requests a second: beyond that they go serverless"
+            )
+        if spare:
+            warnings.append(
+                f"SkyServe keeps {spare} spot replica more than the load needs, for the next preemption: "
+                f"{scaling.min_replicas + spare} at least, {scaling.max_replicas + spare} at most"
             )
         return BackendPlan(
             provider=self.name,
@@ -126,8 +131,8 @@ class SkyServe:
             else f"{spot.source}, {spot.instance_type} in {spot.place} ({spot.as_of})",
             on_demand_usd_per_hour=None if on_demand is None else on_demand.usd_per_hour,
             concurrency=spec.scaling.serverless.concurrency,
-            most_replicas=scaling.max_replicas,
-            warnings=warnings,
+            most_replicas=scaling.max_replicas + spare,
+            warnings=tuple(warnings),
         )
 
     async def ensure(self, plan: BackendPlan, secrets: Secrets) -> Remote:

@@ -11,7 +11,7 @@ from tandemn.serving.engine_arguments import PORT, VLLM_IMAGE, engine_arguments
 from tandemn.serving.providers.provider import remote_name
 
 if TYPE_CHECKING:
-    from tandemn.protocol.deployments import DeploymentSpec
+    from tandemn.protocol.deployments import DeploymentSpec, SpotScaling
 
 #: A replica loads its model before it answers, in seconds.
 INITIAL_DELAY_S = 1200
@@ -75,7 +75,14 @@ def _replica_policy(spec: DeploymentSpec) -> dict[str, Any]:
     if spot.on_demand_fallback:
         # An on-demand replica stands in for each spot replica that is being looked for.
         policy["dynamic_ondemand_fallback"] = True
-    if 0 < spot.min_replicas < spot.max_replicas:
-        # Only a fleet that is meant to stay up is padded: one spare replica over none would never be at zero.
-        policy["num_overprovision"] = OVERPROVISION
+    if spare := spare_replicas(spot):
+        policy["num_overprovision"] = spare
     return policy
+
+
+def spare_replicas(spot: SpotScaling) -> int:
+    """How many replicas SkyServe keeps above what the load needs, and above the policy's bounds.
+
+    Only a fleet that is meant to stay up is padded: one spare replica over none would never be at zero.
+    """
+    return OVERPROVISION if 0 < spot.min_replicas < spot.max_replicas else 0
