@@ -337,6 +337,42 @@ async def test_what_did_not_start_is_deleted_and_made_again_by_the_same_deploy(d
     assert desk.fake.left() == ["tandemn-one"]
 
 
+async def test_what_did_not_start_is_deleted_with_its_last_words_kept(desk, monkeypatch):
+    async def logs(_remote, lines):
+        return ["starting", "CUDA out of memory"][-lines:]
+
+    monkeypatch.setattr(desk.provider, "logs", logs)  # RunPod keeps its workers' logs for its console
+    await desk.submit()
+    await desk.steps(DeploymentState.READY)
+    desk.fake.unhealthy = 2
+    for _ in range(lifecycle.FAILED_LOOKS + 3):
+        record = await desk.step()
+    assert desk.fake.left() == []
+    part = record.backends[0].part
+    assert (part.state, part.code) == (BackendState.DELETED, lifecycle.STARTUP_FAILED)
+    assert part.reason == "2 workers are unhealthy; its last words: starting | CUDA out of memory"
+
+
+async def test_what_a_create_left_that_failed_for_good_is_removed(desk):
+    """Its answer was lost, and then the account was: it exists, bills, and nobody wrote its id down."""
+    await desk.submit()
+    desk.fake.faults.arm(Fault.LOST, call="POST serverless")
+    await desk.step()
+    assert desk.fake.left() == ["tandemn-one"]
+    desk.fake.faults.arm(Fault.PERMISSION)
+    record = await desk.steps(DeploymentState.FAILED)
+    assert record.backends[0].part.code == "provider_permission"
+    desk.fake.faults.disarm()
+    for _ in range(3):
+        record = await desk.step()
+    assert desk.fake.left() == []
+    part = record.backends[0].part
+    assert (part.state, part.code) == (BackendState.DELETED, "provider_permission")
+    assert record.state is DeploymentState.FAILED
+    await desk.submit()
+    await desk.steps(DeploymentState.READY)
+
+
 async def test_every_change_is_an_event(desk):
     await desk.submit()
     await desk.steps(DeploymentState.READY)

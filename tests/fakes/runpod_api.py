@@ -68,6 +68,8 @@ class RunPodApi:
         self.faults = Faults()
         self.endpoints: dict[str, dict[str, Any]] = {}
         self.slow_deletes = 0
+        self.unhealthy = 0
+        """Workers of every endpoint that do not start."""
         """So many more lists show an endpoint that was deleted."""
         self._going: dict[str, int] = {}
         self._next = 0
@@ -130,7 +132,8 @@ class RunPodApi:
         endpoint = self.endpoints[found]
         if rest == ["workers"] and method == "GET":
             running = endpoint["workers"].get("min", 0)
-            summary = {"running": running, "idle": 0, "initializing": 0, "throttled": 0, "unhealthy": 0}
+            summary = {"running": running, "idle": 0, "initializing": 0, "throttled": 0}
+            summary |= {"unhealthy": self.unhealthy}
             return web.json_response({"workers": [], "summary": summary | {"total": running}})
         if rest:
             return problem(404, "no such path")

@@ -46,6 +46,13 @@ def test_a_job_and_a_deployment_of_a_model_of_the_hub_are_planned(town, here):
     assert TOKEN not in done.stdout + done.stderr
 
 
+def test_the_demo_s_model_is_not_looked_for_on_the_hub(town, here, fake):
+    asked = len(fake.asked)
+    done = here(town, JOB[0], "demo/tiny", *JOB[2:])
+    assert (done.returncode, len(fake.asked)) == (2, asked)
+    assert "runs on this machine" in done.stderr
+
+
 def test_a_deployment_that_does_not_fit_is_refused(town, here):
     done = here(town, "plan", "--model", "acme/tuned-8b", "--gpu", "T4", "--max-model-len", "32768", "--json")
     assert done.returncode == 3

@@ -15,6 +15,7 @@ from tandemn.control.inputs import open_input
 from tandemn.control.store import files
 from tandemn.control.submission import check_spec
 from tandemn.errors import Infeasible, InvalidInput, NotAllowed, Retryable
+from tandemn.fleet.engines.engine import DEMO_MODEL
 from tandemn.koi.recommendation import overridden
 from tandemn.koi.resources import resources
 from tandemn.koi.weighing import weigh
@@ -56,6 +57,13 @@ async def plan(services: Services, spec: JobSpec, caller: Caller) -> PlanAnswer:
     if spec.input_file_id is not None:
         file = await services.database.run(files.get, spec.input_file_id, owner=caller.sees)
         input_object = file.object
+    if spec.model == DEMO_MODEL:
+        raise InvalidInput(
+            f"{DEMO_MODEL} runs on this machine, where there is nothing to choose",
+            code="cannot_plan",
+            next_step="deploy it, or plan a model that runs in a cloud",
+            param="model",
+        )
     store, name = open_input(services.objects, input_object, spec.input_url)
     index_name = f"plans/{secrets.token_hex(8)}"
     try:
