@@ -72,6 +72,9 @@ class Endpoint:
     def requests(self, backend: str) -> float:
         return self.metrics().get(f'tandemn_router_requests_total{{backend="{backend}"}}', 0.0)
 
+    def in_flight(self, backend: str) -> float:
+        return self.metrics()[f'tandemn_router_inflight{{backend="{backend}"}}']
+
 
 class Load:
     """Clients that ask without a pause, streams and whole answers; every failure and every wrong word is kept."""
@@ -123,10 +126,11 @@ def ready_spot(house: House) -> int | None:
 
 
 def has_shifted(house: House, endpoint: Endpoint) -> bool:
-    """Whether spot answers, and it alone."""
+    """Whether spot answers, and it alone: the long streams that serverless began are over, too."""
     serverless, spot = endpoint.requests("serverless"), endpoint.requests("spot")
     time.sleep(0.5)
-    return endpoint.requests("spot") > spot + 5 and endpoint.requests("serverless") == serverless
+    is_alone = endpoint.requests("serverless") == serverless and endpoint.in_flight("serverless") == 0
+    return is_alone and endpoint.requests("spot") > spot + 5
 
 
 def test_a_deployment_lives_through_everything(house: House) -> None:
