@@ -8,7 +8,12 @@ import secrets
 import urllib.request
 
 import pytest
+from hypothesis import HealthCheck, settings
 from tests import postgres_server
+
+# No test is timed: a machine that stands still for a moment is not a slow example.
+settings.register_profile("tandemn", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tandemn")
 
 # Routers of tests that run beside each other do not ask for the same ports: one that starts again wants its former one.
 os.environ["TANDEMN_LOCAL_ROUTER_PORT"] = str(

@@ -226,7 +226,7 @@ def test_long_contents_and_many_blocks_keep_their_positions():
     assert LineIndex.decode(b"".join(index.encode())).starts.tolist() == index.starts.tolist()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(
         st.one_of(st.binary(max_size=60), st.sampled_from([line("a"), line("b"), b"", b"\r", b"[" * 3000]))
@@ -251,7 +251,7 @@ contents = st.recursive(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(
         st.tuples(st.text(min_size=1), contents, contents), min_size=1, max_size=20, unique_by=lambda t: t[0]

@@ -191,7 +191,6 @@ def test_redis_and_memory_queue_are_one(executable: Path) -> None:
             settings=settings(
                 max_examples=120,
                 stateful_step_count=40,
-                deadline=None,
                 suppress_health_check=list(HealthCheck),
             ),
         )

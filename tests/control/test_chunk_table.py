@@ -146,7 +146,6 @@ def test_the_tables_are_one(database):
         settings=settings(
             max_examples=20,
             stateful_step_count=25,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
             database=None,
         ),

@@ -40,7 +40,7 @@ def test_the_seat_is_taken_where_nobody_holds_it_and_from_whom_is_silent(holder,
     assert verdict.reason
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     beats=st.lists(st.floats(0.01, 30.0), min_size=1, max_size=30),
     looks=st.lists(st.floats(0.01, 5.0), min_size=1, max_size=200),

@@ -201,7 +201,7 @@ def test_a_move_is_not_undone_by_the_next_look(situation):
     }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_every_job_gets_its_turn_though_higher_ones_keep_coming(data):
     """Two places, jobs of ten minutes each; there is always somebody else of high priority who wants one."""

@@ -87,7 +87,7 @@ def test_an_impossible_job_has_no_bound():
     assert bound(traces_of([1] * 100), job(factor=0.5)) == np.inf
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     zones=st.lists(st.lists(st.integers(0, 1), min_size=120, max_size=120), min_size=1, max_size=3),
     factor=st.floats(1.1, 4.0),
