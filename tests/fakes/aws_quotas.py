@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
-import threading
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import boto3.session
 from moto import mock_aws
+from tests.fakes.http_service import served
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from email.message import Message
 
 #: vCPUs by code, in every region; P on demand is there and empty, P spot is not told.
 LIMITS = {"L-DB2E81BA": 96.0, "L-3819A6DF": 64.0, "L-417A185B": 0.0}
@@ -54,37 +54,18 @@ def launch(
 def service_quotas(limits: Mapping[str, Any]) -> Iterator[str]:
     """Serve `limits`, by code, or by region and code; yield the address."""
 
-    class Answers(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            told = _REGION.search(self.headers["Authorization"])
-            here = limits.get(told[1], limits) if told else limits
-            code = asked["QuotaCode"]
-            if code in here:
-                self._answer(200, {"Quota": {"QuotaCode": code, "Value": here[code]}})
-            else:
-                self._answer(400, {"__type": "NoSuchResourceException", "Message": "no such quota"})
+    def answer(_: str, headers: Message, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
+        told = _REGION.search(headers["Authorization"])
+        here = limits.get(told[1], limits) if told else limits
+        code = json.loads(body)["QuotaCode"]
+        status = 200
+        said: dict[str, Any] = {"Quota": {"QuotaCode": code, "Value": here.get(code)}}
+        if code not in here:
+            status, said = 400, {"__type": "NoSuchResourceException", "Message": "no such quota"}
+        return status, {"Content-Type": "application/x-amz-json-1.1"}, json.dumps(said).encode()
 
-        def _answer(self, status: int, body: Any) -> None:
-            data = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/x-amz-json-1.1")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with served(answer) as url:
+        yield url
 
 
 class Wired:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tests.fakes.http_service import served
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from email.message import Message
 
 TOKEN = "hf_of_the_tests"
 #: The `config.json` of a model as large as Llama 3.1 8B.
@@ -46,53 +47,31 @@ class FakeHub:
         """Paths, and the token that came with each."""
         self.url = ""
 
-    def answer(self, path: str, token: str | None) -> tuple[int, Mapping[str, str], str]:
+    def answer(self, path: str, headers: Message, _: bytes) -> tuple[int, Mapping[str, str], bytes]:
+        key = headers["Authorization"]
+        token = key.removeprefix("Bearer ") if key else None
         self.asked.append((path, token))
         if self.status != 200:
-            return self.status, {}, "no"
-        model, _, name = path.strip("/").partition("/resolve/main/")
+            return self.status, {}, b"no"
+        model, name = path.strip("/").split("/resolve/main/")
         if model in self.renamed:
-            return 307, {"Location": path.replace(model, self.renamed[model])}, ""
+            return 307, {"Location": path.replace(model, self.renamed[model])}, b""
         if model in self.elsewhere:
-            return 302, {"Location": self.elsewhere[model] + path}, ""
+            return 302, {"Location": self.elsewhere[model] + path}, b""
         if model not in self.models:
             # Without a token nobody is told what is private.
-            return 404 if token else 401, {"X-Error-Code": "RepoNotFound"}, ""
+            return 404 if token else 401, {"X-Error-Code": "RepoNotFound"}, b""
         if model in self.gated and token is None:
-            return 401, {"X-Error-Code": "GatedRepo"}, ""
+            return 401, {"X-Error-Code": "GatedRepo"}, b""
         if model in self.gated and token != TOKEN:
-            return 403, {"X-Error-Code": "GatedRepo"}, ""
+            return 403, {"X-Error-Code": "GatedRepo"}, b""
         if name not in self.models[model]:
-            return 404, {"X-Error-Code": "EntryNotFound"}, ""
-        return 200, {}, self.models[model][name]
+            return 404, {"X-Error-Code": "EntryNotFound"}, b""
+        return 200, {}, self.models[model][name].encode()
 
 
 @contextmanager
 def hub(models: Mapping[str, Mapping[str, str]]) -> Iterator[FakeHub]:
     fake = FakeHub(models)
-
-    class Answers(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            key = self.headers["Authorization"]
-            status, headers, body = fake.answer(self.path, key.removeprefix("Bearer ") if key else None)
-            data = body.encode()
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    fake.url = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with served(fake.answer) as fake.url:
         yield fake
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -2,23 +2,11 @@ import json
 import struct
 
 import pytest
+from tests.fakes.hub import LLAMA_8B as LLAMA
 
 from tandemn.errors import InvalidInput, NotFound
 from tandemn.placement.model_config import shape_from_config
 from tandemn.placement.models import canonical_name, is_on_hub, known_models, shape_of, with_precision
-
-LLAMA = {
-    "architectures": ["LlamaForCausalLM"],
-    "hidden_act": "silu",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "max_position_embeddings": 131072,
-    "num_attention_heads": 32,
-    "num_hidden_layers": 32,
-    "num_key_value_heads": 8,
-    "torch_dtype": "bfloat16",
-    "vocab_size": 128256,
-}
 
 
 @pytest.mark.parametrize(

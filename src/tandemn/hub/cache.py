@@ -13,6 +13,12 @@ MODEL_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
 _REVISION = re.compile(r"[0-9a-f]{7,64}")
 
 
+def beginning(file: Path, limit: int) -> str:
+    """Read at most `limit` bytes of a text. Raises OSError."""
+    with file.open("rb") as stream:
+        return stream.read(limit).decode("utf-8", "replace")
+
+
 def cached_file(model: str, name: str, cache: Path) -> Path | None:
     """Find a file where the hub's own client keeps it: `models--owner--name/snapshots/REVISION`."""
     if not MODEL_ID.fullmatch(model):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 
 from tandemn.errors import NotFound, Retryable
-from tandemn.hub.cache import MODEL_ID, cached_file
+from tandemn.hub.cache import MODEL_ID, beginning, cached_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -84,7 +84,9 @@ class Hub:
         if found[next(iter(names))] is None:
             return None
         try:
-            return {name: None if file is None else _cut(file, names[name]) for name, file in found.items()}
+            return {
+                name: None if file is None else beginning(file, names[name]) for name, file in found.items()
+            }
         except OSError:  # removed meanwhile
             return None
 
@@ -129,11 +131,6 @@ class Hub:
                 next_step=f"accept its licence on {self.endpoint}/{model}, and set HF_TOKEN where the control plane runs",
             )
         return None
-
-
-def _cut(file: Path, limit: int) -> str:
-    with file.open("rb") as stream:
-        return stream.read(limit).decode("utf-8", "replace")
 
 
 async def _beginning(response: aiohttp.ClientResponse, limit: int) -> str:

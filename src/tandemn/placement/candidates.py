@@ -12,7 +12,7 @@ from tandemn.placement.roofline import Case
 from tandemn.protocol.replicas import Market
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from decimal import Decimal
 
     from tandemn.placement.catalog.offers import Offer
@@ -68,6 +68,15 @@ class Candidate:
     @property
     def vcpus(self) -> int:
         return self.offer.vcpus * self.instances
+
+    def units_of(self, replicas: int) -> int:
+        """How many such units hold so many replicas."""
+        return -(-replicas // self.replicas)
+
+    def allowed(self, quota: Mapping[tuple[str, str, str], int]) -> int | None:
+        """How many such units free vCPUs allow; None: they are not limited."""
+        key = self.quota_key
+        return quota[key] // self.vcpus if key is not None and key in quota and self.vcpus else None
 
     @property
     def quota_key(self) -> tuple[str, str, str] | None:

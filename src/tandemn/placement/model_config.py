@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tandemn.errors import InvalidInput, NotFound
+from tandemn.hub.cache import beginning
 from tandemn.placement.gguf_header import read_gguf
 from tandemn.placement.model_shape import QUANTISED_BITS, ModelShape
 
@@ -38,18 +39,12 @@ def shape_from_folder(folder: Path) -> ModelShape:
         if ggufs:
             return shape_from_gguf(ggufs[0])
         raise NotFound(f"no config.json in {folder}", code="unknown_model", param="model")
-    texts = {name: _text(folder / name, limit) for name, limit in TEXT_LIMITS.items()}
+    files = {folder / name: limit for name, limit in TEXT_LIMITS.items()}
+    texts = {file.name: beginning(file, limit) if file.is_file() else None for file, limit in files.items()}
     if texts[INDEX] is None:
-        files = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-        texts[INDEX] = json.dumps({"metadata": {"total_size": files}})
+        stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        texts[INDEX] = json.dumps({"metadata": {"total_size": stored}})
     return shape_from_texts(texts, name=str(folder))
-
-
-def _text(file: Path, limit: int) -> str | None:
-    if not file.is_file():
-        return None
-    with file.open("rb") as stream:
-        return stream.read(limit).decode("utf-8", "replace")
 
 
 def shape_from_texts(texts: Mapping[str, str | None], *, name: str) -> ModelShape:

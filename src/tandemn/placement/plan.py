@@ -174,7 +174,7 @@ def _options(
     """The best single configuration of each GPU, market and place."""
     best: dict[tuple[str, str, str], Option] = {}
     for candidate in candidates:
-        option = _single(candidate, workload, deadline_s, _allowed(candidate, quota))
+        option = _single(candidate, workload, deadline_s, candidate.allowed(quota))
         if option is None:
             continue
         key = (candidate.offer.gpu, candidate.offer.market.value, candidate.offer.place)
@@ -185,11 +185,6 @@ def _options(
 
 def _rank(option: Option) -> tuple[bool, Decimal, float]:
     return (not option.meets_deadline, option.expected_usd, option.expected_finish_s)
-
-
-def _allowed(candidate: Candidate, quota: Mapping[QuotaKey, int]) -> int | None:
-    key = candidate.quota_key
-    return quota[key] // candidate.vcpus if key is not None and key in quota and candidate.vcpus else None
 
 
 def _single(
@@ -212,8 +207,7 @@ def _fixed_options(
 ) -> list[Option]:
     options = []
     for candidate in candidates:
-        units = -(-replicas // candidate.replicas)
-        allowed = _allowed(candidate, quota)
+        units, allowed = candidate.units_of(replicas), candidate.allowed(quota)
         if allowed is None or units <= allowed:
             part = Part(candidate=candidate, units=units, requests=workload.requests)
             options.append(_option([part], deadline_s))

@@ -104,19 +104,13 @@ def _nearest_deadline(
     return high
 
 
-def _units(candidate: Candidate, replicas: int) -> int:
-    """Machines, or groups of them, that hold so many replicas."""
-    return -(-replicas // candidate.replicas)
-
-
 def _does(
     candidate: Candidate, workload: Workload, deadline_s: float, quota: Mapping[QuotaKey, int], replicas: int
 ) -> bool:
     """Whether so many replicas of one kind are in time, and within quota."""
-    units, key = _units(candidate, replicas), candidate.quota_key
-    if key is not None and key in quota and units * candidate.vcpus > quota[key]:
-        return False
-    return units * unit_of(candidate, deadline_s).capacity >= workload.requests
+    units, allowed = candidate.units_of(replicas), candidate.allowed(quota)
+    is_within = allowed is None or units <= allowed
+    return is_within and units * unit_of(candidate, deadline_s).capacity >= workload.requests
 
 
 def _nearest_quota(
@@ -134,9 +128,9 @@ def _nearest_quota(
             continue
         units = math.ceil(workload.requests / capacity)
         if replicas is not None:
-            if units > _units(candidate, replicas):
+            if units > candidate.units_of(replicas):
                 continue  # so many are too slow, quota or not
-            units = _units(candidate, replicas)
+            units = candidate.units_of(replicas)
         needed = units * candidate.vcpus
         more = needed - quota[key]
         if best is None or (more, key) < best[:2]:

@@ -183,11 +183,9 @@ def looked(part: Part[PlanT], status: BackendStatus, now: float) -> Part[PlanT]:
 def with_last_words(part: Part[PlanT], lines: Sequence[str]) -> Part[PlanT]:
     """Keep the end of its log with the reason why it did not start."""
     words = " | ".join(line.strip() for line in lines[-LAST_WORDS:] if line.strip())[-LAST_CHARACTERS:]
-    return (
-        replace(part, reason=f"{part.reason or 'it did not start'}; its last words: {words}")
-        if words
-        else part
-    )
+    if not words:
+        return part
+    return replace(part, reason=f"{part.reason or 'it did not start'}; its last words: {words}")
 
 
 def is_news(before: Part[PlanT], after: Part[PlanT]) -> bool:
